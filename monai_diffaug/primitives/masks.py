@@ -1,0 +1,102 @@
+"""Masks: resizing to latents, growing, blending, and finding them in differences of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ..types import Backbone, Denoiser, DiffAugError, NoiseLevel, NoiseSource, Prediction, Row
+
+__all__ = ["blend", "dilate", "erode", "from_noise_difference", "keep_outside", "soften", "to_latent"]
+
+
+def check(mask: Tensor, image: Tensor) -> Tensor:
+    """A mask (B or 1, 1, *S) of 0 and 1 for ``image`` (B, C, *S), as float; anything else is refused."""
+    if mask.ndim != image.ndim or mask.shape[2:] != image.shape[2:] or mask.shape[1] != 1:
+        raise DiffAugError(
+            f"mask {tuple(mask.shape)} does not fit image {tuple(image.shape)}: give (B, 1, *spatial) of the same size"
+        )
+    mask = mask.to(image)
+    if bool((mask < 0).any()) or bool((mask > 1).any()):
+        raise DiffAugError("mask has values outside 0 and 1: binarize it, 1 where the image may change")
+    return mask.expand(image.shape[0], *mask.shape[1:])
+
+
+def to_latent(mask: Tensor, latent: Tensor, *, cover: bool = False) -> Tensor:
+    """Mask (B, 1, *S) at the latent's size. ``cover`` marks every latent voxel that the mask touches, else half or more."""
+    size = latent.shape[2:]
+    pool = F.adaptive_max_pool2d if len(size) == 2 else F.adaptive_max_pool3d
+    mean = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
+    small = pool(mask, size) if cover else (mean(mask, size) >= 0.5).to(mask)
+    return small.to(latent)
+
+
+def dilate(mask: Tensor, voxels: int) -> Tensor:
+    """Grow by ``voxels`` in every direction (box element)."""
+    pool = F.max_pool2d if mask.ndim == 4 else F.max_pool3d
+    return pool(mask, 2 * voxels + 1, stride=1, padding=voxels) if voxels > 0 else mask
+
+
+def erode(mask: Tensor, voxels: int) -> Tensor:
+    """Shrink by ``voxels``."""
+    return 1 - dilate(1 - mask, voxels)
+
+
+def soften(mask: Tensor, voxels: int) -> Tensor:
+    """Blur the edge over about ``voxels`` without moving where it is 0.5."""
+    pool = F.avg_pool2d if mask.ndim == 4 else F.avg_pool3d
+    return pool(mask, 2 * voxels + 1, stride=1, padding=voxels, count_include_pad=False) if voxels > 0 else mask
+
+
+def blend(inside: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
+    """``mask`` inside + (1 - ``mask``) outside."""
+    return mask * inside + (1 - mask) * outside
+
+
+def keep_outside(
+    source: Tensor, mask: Tensor, noise: NoiseSource, *, fresh: bool = True
+) -> Callable[[Tensor, Row, Prediction | None], Tensor]:
+    """A sampler callback that puts the noised source back outside ``mask`` after every row.
+
+    Args:
+        source: clean latent (B, C, *S).
+        mask: (B, 1, *S) at latent size, 1 where the sampler may change things.
+        noise: the images' random streams.
+        fresh: draw new noise at every step (Blended Latent Diffusion, RePaint) or keep one draw (SDEdit with mask).
+    """
+    once = None if fresh else noise.normal(source)
+
+    def callback(x: Tensor, row: Row, _: Prediction | None) -> Tensor:
+        z = noise.normal(source) if once is None else once
+        return blend(x, row.alpha * source + row.sigma * z, mask)
+
+    return callback
+
+
+def from_noise_difference(
+    backbone: Backbone,
+    latent: Tensor,
+    towards: Denoiser,
+    away: Denoiser,
+    level: NoiseLevel,
+    noise: NoiseSource,
+    *,
+    draws: int = 10,
+    threshold: float = 0.5,
+    clamp: float = 3.0,
+) -> Tensor:
+    """Where two conditions disagree about the noise (DiffEdit, arXiv:2210.11427, section 3.2): (B, 1, *S), 0 or 1.
+
+    ``mean |eps_towards - eps_away|`` over draws and channels, clipped at ``clamp`` times its mean, scaled to [0, 1].
+    """
+    total = torch.zeros_like(latent[:, :1])
+    with torch.no_grad():
+        for _ in range(draws):
+            x = level.alpha * latent + level.sigma * noise.normal(latent)
+            total += (towards(x, level).eps - away(x, level).eps).abs().mean(1, keepdim=True)
+    dims = tuple(range(1, latent.ndim))
+    top = clamp * total.mean(dims, keepdim=True)
+    return ((total.clamp(max=top) / top.clamp(min=1e-12)) >= threshold).to(latent)
