@@ -1,0 +1,1 @@
+"""Diffusion-based data augmentation for medical images, as a MONAI plug-in."""

@@ -32,8 +32,9 @@ _discovered = False
 class Method:
     """A method as the registry knows it.
 
-    ``needs`` are words of :meth:`Backbone.offers`; ``labels`` says what becomes of an image's label: ``kept``, ``moved``
-    with the layout, ``replaced`` or ``generated``; under ``neutral`` nothing may change; ``dims`` the spatial dimensions.
+    ``needs`` are words of :meth:`Backbone.offers`; ``labels`` says what becomes of an image's label: ``kept``,
+    ``moved`` with the layout, ``replaced`` or ``generated``; under ``neutral`` nothing may change; ``dims`` are the
+    spatial dimensions.
     """
 
     function: Callable[..., Any]
@@ -92,10 +93,14 @@ class Method:
         paper = self.card.get("Paper", "")
         arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", paper)
         parts = [p.strip() for p in re.split(r"\.\s+", paper)]
-        authors, title = (parts + ["", ""])[:2]
+        authors, title = [*parts, "", ""][:2]
         venue = parts[2] if len(parts) > 2 else ""
         year = re.search(r"\b(?:19|20)\d\d\b", venue)
-        lines = [f"@article{{{self.name},", f"  title = {{{title}}},", f"  author = {{{authors.replace(', ', ' and ')}}},"]
+        lines = [
+            f"@article{{{self.name},",
+            f"  title = {{{title}}},",
+            f"  author = {{{authors.replace(', ', ' and ')}}},",
+        ]
         if venue:
             lines.append(f"  journal = {{{venue.rstrip('.')}}},")
         if year:
@@ -159,8 +164,10 @@ def load_plugin(name: str, load: Callable[[], Any]) -> None:
     try:
         load()
     except Exception as error:
-        _METHODS.clear(), _METHODS.update(before[0])
-        _ALIASES.clear(), _ALIASES.update(before[1])
+        _METHODS.clear()
+        _METHODS.update(before[0])
+        _ALIASES.clear()
+        _ALIASES.update(before[1])
         _BROKEN[name] = f"{type(error).__name__}: {error}"
         warnings.warn(f"plug-in {name!r} was passed over: {_BROKEN[name]}", stacklevel=2)
 
@@ -175,9 +182,7 @@ def listing(pattern: str = "*") -> list[Method]:
     """All methods whose name, alias or heading matches a wildcard pattern, by heading and name."""
     _discover()
     pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    hit = [
-        m for m in _METHODS.values() if any(fnmatch.fnmatch(n, pattern) for n in (m.name, m.heading, *m.aliases))
-    ]
+    hit = [m for m in _METHODS.values() if any(fnmatch.fnmatch(n, pattern) for n in (m.name, m.heading, *m.aliases))]
     return sorted(hit, key=lambda m: (m.heading, m.name))
 
 

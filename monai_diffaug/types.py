@@ -134,7 +134,9 @@ class Schedule:
 
     @cached_property
     def _log_snrs(self) -> list[float]:
-        return [math.log(max(a, 1e-12)) - math.log(max(s, 1e-12)) for a, s in zip(self.alphas, self.sigmas, strict=True)]
+        return [
+            math.log(max(a, 1e-12)) - math.log(max(s, 1e-12)) for a, s in zip(self.alphas, self.sigmas, strict=True)
+        ]
 
     def at(self, t: float) -> NoiseLevel:
         """The noise level at network time ``t``; outside the table the nearest end."""
@@ -268,7 +270,11 @@ class Condition:
 
     def to(self, *args: Any) -> Condition:
         """Move to a device; floating tensors also take a dtype."""
-        return self.map(lambda t: t.to(*args) if t.is_floating_point() else t.to(*[a for a in args if not isinstance(a, torch.dtype)]))
+        return self.map(
+            lambda t: (
+                t.to(*args) if t.is_floating_point() else t.to(*[a for a in args if not isinstance(a, torch.dtype)])
+            )
+        )
 
     def __getitem__(self, index: Any) -> Condition:
         return self.map(lambda t: t[index])
@@ -354,12 +360,24 @@ class Contract:
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Contract:
         """Read back what ``to_json`` wrote; a missing key is an error that names it."""
-        required = [f for f in ("name", "modality", "spatial_dims", "channels", "size", "latent_channels", "latent_scale", "factor")]
+        required = [
+            f
+            for f in (
+                "name",
+                "modality",
+                "spatial_dims",
+                "channels",
+                "size",
+                "latent_channels",
+                "latent_scale",
+                "factor",
+            )
+        ]
         missing = [k for k in required if k not in d]
         if missing:
             raise DiffAugError(f"the checkpoint's contract lacks {', '.join(missing)}: add it to contract.json")
         known = {f.name for f in fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items() if k in known}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items() if k in known}
         return cls(**values)
 
 
@@ -434,7 +452,11 @@ class Backbone:
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts that hold weights, by name."""
-        return {"autoencoder": self.autoencoder.module, "network": self.network.module, "conditioner": self.conditioner.module}
+        return {
+            "autoencoder": self.autoencoder.module,
+            "network": self.network.module,
+            "conditioner": self.conditioner.module,
+        }
 
     @property
     def device(self) -> torch.device:
@@ -504,7 +526,7 @@ class Backbone:
 _LEVEL: ContextVar[NoiseLevel | None] = ContextVar("diffaug_level", default=None)
 
 
-class at_level:  # noqa: N801  (used as a verb)
+class at_level:  # noqa: N801 - used as a verb
     """Context in which :func:`current_level` answers ``level``."""
 
     def __init__(self, level: NoiseLevel):

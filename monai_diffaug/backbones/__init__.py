@@ -1,0 +1,1 @@
+"""Adapters: other libraries' networks, autoencoders and schedules as the four parts of a backbone."""

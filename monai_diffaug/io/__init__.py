@@ -1,0 +1,1 @@
+"""Files in and out, with what was done to them written beside."""

@@ -21,7 +21,7 @@ FeatureRule = Callable[[str, Tensor, "NoiseLevel | None"], "Tensor | None"]
 def features(backbone: Backbone, rule: FeatureRule, sites: Iterable[str] = ("bottleneck",)) -> Iterator[None]:
     """Within the block, ``rule`` sees each named feature map and may replace it.
 
-    Contexts nest, the one opened first being asked first and the next seeing what it returned. Only calls in the thread
+    Contexts nest: the inner rule is asked first and the outer one sees what it returned. Only calls in the thread
     that opened the block are ruled.
 
     Args:
@@ -54,7 +54,7 @@ def features(backbone: Backbone, rule: FeatureRule, sites: Iterable[str] = ("bot
     with ExitStack() as stack:
         stack.enter_context(runs)
         for name in names:
-            stack.callback(known[name].register_forward_hook(hook(name)).remove)
+            stack.callback(known[name].register_forward_hook(hook(name), prepend=True).remove)
         yield
     if runs.count and not asked:
         raise DiffAugError(f"none of the feature sites {', '.join(names)} ran: use sites of the network's own forward")

@@ -25,7 +25,7 @@ def classifier_free(
     interval: tuple[float, float] = (0.0, 1.0),
     batch: int | None = None,
 ) -> Denoiser:
-    """Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598): ``e_n + w (e_c - e_n) + sum_i w_i (e_i - e_n)``.
+    """Classifier-free guidance: ``e_n + w (e_c - e_n) + sum_i w_i (e_i - e_n)`` (Ho and Salimans, arXiv:2207.12598).
 
     All conditions of a step go through the network in one batched call; outside the interval (Kynkäänniemi et al. 2024,
     arXiv:2404.07724) only ``condition`` does.
@@ -82,7 +82,7 @@ def _scale(scale: Scale, level: NoiseLevel) -> float:
 
 
 def classifier(denoiser: Denoiser, log_prob: Callable[[Tensor, NoiseLevel], Tensor], scale: Scale) -> Denoiser:
-    """Classifier guidance (Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 2): ``eps - s sigma grad log p(y | x_t)``.
+    """Classifier guidance, ``eps - s sigma grad log p(y | x_t)`` (Dhariwal and Nichol, arXiv:2105.05233, algorithm 2).
 
     ``log_prob(x_t, level) -> (B,)`` must come from a classifier that knows noisy inputs.
     """

@@ -70,7 +70,9 @@ def _stays(row: Row) -> bool:
     return row.alpha == row.level.alpha and row.sigma == row.level.sigma
 
 
-def _solve(denoiser: Denoiser, target: Tensor, row: Row, tolerance: float, iterations: int) -> tuple[Tensor, float, int]:
+def _solve(
+    denoiser: Denoiser, target: Tensor, row: Row, tolerance: float, iterations: int
+) -> tuple[Tensor, float, int]:
     level = row.level
     back = level.alpha / row.alpha
     slope = level.sigma - back * row.sigma  # x_t = back x' + slope eps

@@ -26,7 +26,7 @@ def check(mask: Tensor, image: Tensor) -> Tensor:
 
 
 def to_latent(mask: Tensor, latent: Tensor, *, cover: bool = False) -> Tensor:
-    """Mask (B, 1, *S) at the latent's size. ``cover`` marks every latent voxel that the mask touches, else half or more."""
+    """Mask (B, 1, *S) at the latent's size: latent voxels covered by half, or with ``cover`` touched at all."""
     size = latent.shape[2:]
     pool = F.adaptive_max_pool2d if len(size) == 2 else F.adaptive_max_pool3d
     mean = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d

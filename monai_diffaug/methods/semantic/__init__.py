@@ -1,0 +1,1 @@
+"""Methods that change what an image shows (survey section 4.1)."""

@@ -1,0 +1,1 @@
+"""Adaptation to a domain (survey section 4.2.2)."""

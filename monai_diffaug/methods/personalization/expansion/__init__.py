@@ -1,0 +1,1 @@
+"""Growing a data set (survey section 4.2.4)."""

@@ -1,0 +1,1 @@
+"""Methods that walk back to noise or into the latent space (survey section 4.2.3)."""

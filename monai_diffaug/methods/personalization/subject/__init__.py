@@ -1,0 +1,1 @@
+"""Learning a subject or concept from a few images (survey section 4.2.1)."""

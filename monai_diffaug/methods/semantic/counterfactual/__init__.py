@@ -1,0 +1,1 @@
+"""Counterfactual images (survey section 4.1.5)."""

@@ -1,0 +1,1 @@
+"""Translation from image to image (survey section 4.1.4)."""

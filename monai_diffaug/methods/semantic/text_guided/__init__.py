@@ -1,0 +1,1 @@
+"""Editing by text (survey section 4.1.2)."""
