@@ -114,18 +114,22 @@ def loss(denoiser: Denoiser, objective: Callable[[Tensor], Tensor], scale: Scale
     return denoise
 
 
-def thresholded(denoiser: Denoiser, percentile: float = 0.995, floor: float = 1.0) -> Denoiser:
+def thresholded(denoiser: Denoiser, percentile: float = 0.995, floor: float | Tensor = 1.0) -> Denoiser:
     """Dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487, section 2.3), per image and channel.
 
     ``x0`` is clipped to its own ``percentile`` of absolute values where that exceeds ``floor``, and divided by it times
-    ``floor``; ``eps`` follows, so that ``x = alpha x0 + sigma eps`` still holds.
+    ``floor``; ``eps`` follows, so that ``x = alpha x0 + sigma eps`` still holds. ``floor`` is the largest value that
+    data has: 1 for pixels; for latents, which know no such bound, (B, C) of the source's own largest values will do.
     """
 
     def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
         x0, _ = denoiser(x, level)
-        bound = torch.quantile(x0.abs().flatten(2).float(), percentile, dim=2).clamp(min=floor).to(x0)
-        bound = bound.reshape(*bound.shape, *[1] * (x0.ndim - 2))
-        x0 = x0.clamp(-bound, bound) * (floor / bound)
+        least = torch.as_tensor(floor, dtype=torch.float32, device=x0.device)
+        bound = torch.quantile(x0.abs().flatten(2).float(), percentile, dim=2)
+        bound = torch.maximum(bound, least)
+        factor = least / bound
+        bound, factor = (v.to(x0).reshape(*v.shape, *[1] * (x0.ndim - 2)) for v in (bound, factor))
+        x0 = x0.clamp(-bound, bound) * factor
         return Prediction(x0, (x - level.alpha * x0) / level.sigma)
 
     return denoise
