@@ -22,10 +22,17 @@ __all__ = ["Method", "call", "cite", "get", "listing", "method", "nearest", "par
 
 ENTRY_POINT = "monai_diffaug.plugins"
 LABELS = ("kept", "moved", "replaced", "generated")
+_JOURNAL = re.compile(
+    r"Journal|Transactions|Nature|Science|Radiology|Analysis|Letters|IEEE T|TMI|TPAMI|TMLR|JMLR|IJCV|MedIA|MELBA"
+)
 _METHODS: dict[str, Method] = {}
 _ALIASES: dict[str, str] = {}
 _BROKEN: dict[str, str] = {}
 _discovered = False
+
+
+def _escaped(sign: re.Match[str]) -> str:
+    return f"\\{sign.group()}"
 
 
 @dataclass(frozen=True)
@@ -91,23 +98,25 @@ class Method:
     def bibtex(self) -> str:
         """The card's paper as a BibTeX entry."""
         paper = self.card.get("Paper", "")
-        arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", paper)
-        parts = [p.strip() for p in re.split(r"\.\s+", paper)]
-        authors, title = [*parts, "", ""][:2]
-        venue = parts[2] if len(parts) > 2 else ""
-        year = re.search(r"\b(?:19|20)\d\d\b", venue)
-        lines = [
-            f"@article{{{self.name},",
-            f"  title = {{{title}}},",
-            f"  author = {{{authors.replace(', ', ' and ')}}},",
-        ]
-        if venue:
-            lines.append(f"  journal = {{{venue.rstrip('.')}}},")
-        if year:
-            lines.append(f"  year = {{{year.group()}}},")
-        if arxiv:
-            lines.append(f"  eprint = {{{arxiv.group(1)}}}, archivePrefix = {{arXiv}},")
-        return "\n".join([*lines, "}"])
+        arxiv = re.search(r"arXiv:\s*(\d{4}\.\d{4,5})", paper)
+        # Authors. Title. Venue year. A full stop after an initial or "et al" ends nothing.
+        text = re.sub(r"\s*arXiv:\s*\S+", "", paper).strip().rstrip(".")
+        authors, title, venue = [*re.split(r"(?<!\b[A-Z])(?<!\bal)\.\s+", text, maxsplit=2), "", ""][:3]
+        if not venue and "? " in title:  # a title may end in a question mark
+            title, venue = (part.strip() for part in title.replace("? ", "?\0").rsplit("\0", 1))
+        year = re.findall(r"\b(?:19|20)\d\d\b", venue) or ([f"20{arxiv.group(1)[:2]}"] if arxiv else [])
+        names = re.split(r",\s*(?:and\s+)?|\s+and\s+", re.sub(r",?\s+et al\.?$", ", others", authors))
+        kind = "misc" if not venue else "article" if _JOURNAL.search(venue) else "inproceedings"
+        fields = {
+            "title": f"{{{title}}}",  # twice in braces: its capitals stay
+            "author": " and ".join(names),
+            {"article": "journal", "inproceedings": "booktitle"}.get(kind, "note"): venue,
+            "year": year[-1] if year else "",
+            "eprint": arxiv.group(1) if arxiv else "",
+            "archiveprefix": "arXiv" if arxiv else "",
+        }
+        lines = [f"  {key} = {{{re.sub(r'([&%#_$])', _escaped, value)}}}," for key, value in fields.items() if value]
+        return "\n".join([f"@{kind}{{{self.name},", *lines, "}"])
 
     def __call__(self, backbone: Backbone, *args: Any, **kwargs: Any) -> Any:
         """Run it, after the checks of :func:`call`."""
@@ -138,7 +147,7 @@ def method(
             if other is not None and (other.function.__module__, other.name) != (function.__module__, entry.name):
                 raise DiffAugError(f"method name {name!r} is taken twice, by {other.file} and {entry.file}: rename one")
         _METHODS[entry.name] = entry
-        _ALIASES.update({alias: entry.name for alias in entry.aliases})
+        _ALIASES.update(dict.fromkeys(entry.aliases, entry.name))
         return function
 
     return register

@@ -41,6 +41,14 @@ def _finite(data: Any) -> Any:
     return [_finite(v) for v in data] if isinstance(data, list | tuple) else data
 
 
+def _as_written(text: str | None) -> str | None:
+    """Mark paragraphs with indented lines (examples) so that help does not refill them."""
+    if text is None:
+        return None
+    parts = text.split("\n\n")
+    return "\n\n".join(f"\b\n{p}" if "\n  " in p and not p.startswith("\b") else p for p in parts)
+
+
 class OneLine(TyperGroup):
     """Runs a command; what the user can mend becomes one line, what we must mend keeps its traceback.
 
@@ -49,7 +57,20 @@ class OneLine(TyperGroup):
 
     debug = False
 
-    def main(self, args: Sequence[str] | None = None, standalone_mode: bool = True, **extra: Any) -> Any:
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.help = _as_written(self.help)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by name, its examples shown line by line."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            command.help = _as_written(command.help)
+        return command
+
+    def main(  # type: ignore[override]  # what is not looked at is passed on
+        self, args: Sequence[str] | None = None, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         """Run a command line; with ``standalone_mode`` (as the entry point does) end in ``sys.exit``."""
         self.debug = bool(os.environ.get("DIFFAUG_DEBUG"))
         with warnings.catch_warnings():
@@ -73,7 +94,7 @@ class OneLine(TyperGroup):
         if usage is not None:  # the command line itself
             context = getattr(error, "ctx", None)
             where = context.command_path if context is not None else "diffaug"
-            note("error", f"{usage().rstrip('.')}: '{where} --help' shows how", "31")
+            note("error", f"{usage().rstrip('.').replace('Value error, ', '')}: '{where} --help' shows how", "31")
             return int(getattr(error, "exit_code", 2))
         if isinstance(error, OSError) and error.filename is not None:
             what = f"{error.filename}: {error.strerror or type(error).__name__}"
@@ -125,7 +146,6 @@ def diffaug(
 ) -> None:
     """Synthetic medical images from real ones, by published diffusion methods.
 
-    \b
     Start here:
       diffaug list                                    the methods
       diffaug where sdedit                            one of them, in detail
