@@ -270,7 +270,7 @@ def _fill(module: nn.Module, path: Path) -> bool:
 
 def _load_bundle(folder: Path) -> Backbone:
     """A MONAI bundle with a ``contract.json``: networks and scheduler from its configs, weights from ``models/``."""
-    from monai_diffaug.backbones.doctor import bundle_parts
+    from monai_diffaug.backbones.bundles import bundle_parts
 
     contract = _contract(folder)
     parts = bundle_parts(folder)
