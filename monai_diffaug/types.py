@@ -326,6 +326,8 @@ class Contract:
 
     ``size`` is the image size in voxels that the network was trained on, ``value_range`` the intensities that it sees
     and returns, ``crop`` how an image is fitted to ``size``: ``foreground`` (square box around the head, say) or ``none``.
+    ``intensity`` are the percentiles of an image that go onto the ends of ``value_range`` (what MRI, which has no units,
+    was trained with), or ``None`` when the data type's own range does (8-bit pictures).
     ``spacing`` in mm or ``None`` when the training data had none. ``labels`` are the class names, in the order of their
     integers; ``vocabulary`` the words that a prompt may use.
     """
@@ -340,6 +342,7 @@ class Contract:
     factor: int
     value_range: tuple[float, float] = (-1.0, 1.0)
     crop: str = "none"
+    intensity: tuple[float, float] | None = None
     spacing: tuple[float, ...] | None = None
     orientation: str | None = None
     labels: tuple[str, ...] = ()
@@ -449,6 +452,7 @@ class Backbone:
     digest: str = ""
     precision: torch.dtype = torch.float32
     scorer: Any = None  # image-text dual encoder: callable (images, prompts) -> similarity (B,)
+    judge: Any = None  # classifier that has seen only real images: labels, classify(images), features(images)
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts that hold weights, by name."""
@@ -472,8 +476,12 @@ class Backbone:
             found.add("features")
         if any(p.numel() for p in self.network.module.parameters()):
             found.add("weights")
+        if hasattr(self.network, "control_branch"):
+            found.add("control_branch")
         if self.scorer is not None:
             found.add("scorer")
+        if self.judge is not None:
+            found.add("judge")
         if hasattr(self.conditioner, "token_embedding"):
             found.add("text_encoder")
         return frozenset(found)

@@ -68,21 +68,30 @@ class Scorer:
         out = self._model.get_image_features(pixel_values=(x - mean) / std)
         return F.normalize(getattr(out, "pooler_output", out), dim=-1)
 
-    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Unit vectors (n, D) of prompts."""
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Ids (n, L) of prompts, padded."""
         most = int(self._model.config.text_config.max_position_embeddings)
-        ids = self.tokenizer(
+        ids: Tensor = self.tokenizer(
             list(prompts),
             padding="max_length",
             truncation=True,
             max_length=min(most, int(self.tokenizer.model_max_length)),
             return_tensors="pt",
-        )
-        device = next(self.module.parameters()).device
-        out = self._model.get_text_features(
-            input_ids=ids.input_ids.to(device), attention_mask=ids.attention_mask.to(device)
-        )
+        ).input_ids
+        return ids
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Unit vectors (n, D) of token ids (n, L)."""
+        ids = ids.to(next(self.module.parameters()).device)
+        padding = self.tokenizer.pad_token_id
+        # Where the end is also the padding (as in CLIP), causal attention keeps it out of sight without a mask.
+        mask = None if padding is None or padding == self.tokenizer.eos_token_id else (ids != padding).long()
+        out = self._model.get_text_features(input_ids=ids, attention_mask=mask)
         return F.normalize(getattr(out, "pooler_output", out), dim=-1)
+
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Unit vectors (n, D) of prompts."""
+        return self.embed_ids(self.tokenize(prompts))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine similarity (B,) of each image (B, C, *S) with its prompt."""

@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import transformers
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
+from monai_diffaug.backbones.dual import dual_encoder, text_encoder, word_tokenizer
 from monai_diffaug.backbones.ideal import ideal
 from monai_diffaug.backbones.monai_unet import IdentityAutoencoder, MonaiAutoencoder, MonaiUNet
 from monai_diffaug.backbones.schedules import BRAIN_LDM, schedule_from_config
@@ -20,7 +19,7 @@ from monai_diffaug.backbones.text import ClassConditioner, NoConditioner, TextCo
 from monai_diffaug.backbones.weights import instantiate
 from monai_diffaug.types import Backbone, Contract, DiffAugError
 
-__all__ = ["KINDS", "WORDS", "digest_of", "ideal_backbone", "tiny", "word_tokenizer"]
+__all__ = ["KINDS", "WORDS", "digest_of", "ideal_backbone", "tiny"]
 
 KINDS = ("none", "class", "class_mask", "text")
 CLASSES = ("healthy", "tumor")
@@ -181,66 +180,21 @@ def _autoencoder(contract: Contract) -> MonaiAutoencoder:
     return MonaiAutoencoder(instantiate(recipe), contract.latent_scale, recipe)
 
 
-def word_tokenizer(words: tuple[str, ...] = WORDS, length: int = _LENGTH) -> Any:
-    """A tokenizer of ``transformers`` with one token per word, a start and an end."""
-    special = ("<pad>", "<end>", "<start>", "<unknown>")
-    table = {word: i for i, word in enumerate((*special, *dict.fromkeys(words)))}
-    inner = Tokenizer(models.WordLevel(table, unk_token="<unknown>"))
-    inner.normalizer = normalizers.Lowercase()
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", table["<start>"]), ("<end>", table["<end>"])]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        eos_token="<end>",
-        bos_token="<start>",
-        unk_token="<unknown>",
-        model_max_length=length,
-    )
-
-
-def _text_config(tokenizer: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": _WIDTH,
-        "intermediate_size": 2 * _WIDTH,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": _LENGTH,
-        "projection_dim": _WIDTH,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-
-
 def _conditioner(kind: str, contract: Contract) -> NoConditioner | ClassConditioner | TextConditioner:
     if kind == "none":
         return NoConditioner()
     if kind != "text":
         return ClassConditioner(contract.labels, kind == "class_mask", contract.latent_size)
-    tokenizer = word_tokenizer()
-    encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(**_text_config(tokenizer)))
+    tokenizer = word_tokenizer(WORDS, _LENGTH)
+    encoder = text_encoder(tokenizer, _WIDTH, layers=1)
     return TextConditioner(_stirred(encoder, 1.0), tokenizer, WORDS, contract.labels, "a {}")
 
 
 def _scorer(contract: Contract) -> Scorer:
-    tokenizer = word_tokenizer()
-    vision = {
-        "hidden_size": _WIDTH,
-        "intermediate_size": 2 * _WIDTH,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 4,
-        "num_channels": contract.channels,
-    }
-    config = transformers.CLIPConfig(text_config=_text_config(tokenizer), vision_config=vision, projection_dim=_WIDTH)
-    model = _stirred(transformers.CLIPModel(config), 1.0)
+    tokenizer = word_tokenizer(WORDS, _LENGTH)
+    model = dual_encoder(tokenizer, width=_WIDTH, layers=1, image_size=16, patch=4, channels=contract.channels)
     means = (0.5,) * contract.channels
-    return Scorer(model, tokenizer, contract.value_range, means, means)
+    return Scorer(_stirred(model, 1.0), tokenizer, contract.value_range, means, means)
 
 
 def digest_of(backbone: Backbone) -> str:
