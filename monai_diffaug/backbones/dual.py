@@ -67,6 +67,4 @@ def dual_encoder(
         "projection_dim": width,
     }
     text = _text_config(tokenizer, width, layers)
-    return transformers.CLIPModel(
-        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)
-    )
+    return transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=width))

@@ -1,4 +1,4 @@
-"""An independent classifier of real images, which says what a synthetic one shows and how far it lies from real ones."""
+"""An independent classifier of real images: what a synthetic one shows, and how far it lies from real ones."""
 
 from __future__ import annotations
 

@@ -20,12 +20,13 @@ from ..backbones.text import ClassConditioner
 from ..primitives.training import Settings
 from ..types import Backbone, Condition, Contract, DiffAugError
 from . import part_of
-from .recipe import Examples, Recipe, autoencoder_config, train_backbone, train_judge
+from .recipe import Bench, Examples, Recipe, autoencoder_config, train_backbone, train_judge
 
 __all__ = ["CONTRACT", "LABELS", "RECIPE", "Slices", "examples", "judge", "read", "train"]
 
 LABELS = ("healthy", "tumor")
 SIZE = 96
+PARTS = ("train", "validation", "test")
 LEAST_HEAD = 0.12  # of the slice; less is the very top or bottom of the head
 LEAST_TUMOR = 20  # voxels of 96 x 96; slices with fewer (and not none) carry no label
 
@@ -35,7 +36,7 @@ CONTRACT = Contract(
     spatial_dims=2,
     channels=1,
     size=(SIZE, SIZE),
-    latent_channels=3,
+    latent_channels=4,
     latent_scale=1.0,
     factor=4,
     value_range=(-1.0, 1.0),
@@ -50,7 +51,7 @@ CONTRACT = Contract(
 RECIPE = Recipe(
     contract=CONTRACT,
     autoencoder=autoencoder_config(CONTRACT, (32, 64, 64)),
-    autoencoder_settings=Settings(steps=6000, batch=8, lr=5e-4, ema=0.998),
+    autoencoder_settings=Settings(steps=5000, batch=8, lr=8e-4, ema=0.998),
     crop=64,
     network={
         "_target_": "monai.networks.nets.DiffusionModelUNet",
@@ -64,7 +65,7 @@ RECIPE = Recipe(
         "norm_num_groups": 16,
         "num_class_embeds": len(LABELS) + 1,
     },
-    network_settings=Settings(steps=8000, batch=32, lr=3e-4, ema=0.999),
+    network_settings=Settings(steps=14000, batch=16, lr=3e-4, ema=0.9995),
 )
 
 
@@ -147,14 +148,15 @@ class _Told:
     """A class and a mask for training images, each left out at times."""
 
     def __init__(self, conditioner: ClassConditioner, slices: Slices, unlabeled: float, unmasked: float):
-        self.channels = torch.cat(
-            [conditioner(len(m), mask=m).concat for m in slices.masks.split(256)]  # type: ignore[misc]
-        )
+        channels = [conditioner(len(m), mask=m).concat for m in slices.masks.split(256)]
+        self.channels = torch.cat([c for c in channels if c is not None])
         self.labels = slices.labels + 1  # -1, for neither, is 0: not told
         self.unlabeled, self.unmasked = unlabeled, unmasked
 
     def __call__(self, index: Tensor, generator: torch.Generator) -> Condition:
-        keep = (torch.rand(2, len(index), generator=generator) >= torch.tensor([[self.unlabeled], [self.unmasked]])).long()
+        keep = (
+            torch.rand(2, len(index), generator=generator) >= torch.tensor([[self.unlabeled], [self.unmasked]])
+        ).long()
         return Condition(
             labels=self.labels[index] * keep[0], concat=self.channels[index] * keep[1].reshape(-1, 1, 1, 1)
         )
@@ -202,3 +204,22 @@ def train(data: Path, folder: Path, recipe: Recipe = RECIPE) -> Backbone:
 def prompts(labels: Sequence[int]) -> list[str]:
     """What a slice shows, in the backbone's words."""
     return [LABELS[i] if i >= 0 else "" for i in labels]
+
+
+def bench(data: Path, contract: Contract = CONTRACT) -> Bench:
+    """Test patients to measure against; the backbone is told their classes, and of every other one its mask too."""
+    slices = read(data)
+    test = slices.part("test").of(slices.part("test").labels >= 0)
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).tolist()
+    expected = prompts([int(test.labels[i]) for i in order])
+    return Bench(
+        train=slices.part("train").images,
+        test=test.images,
+        told={"label": expected},
+        expected=expected,
+        test_expected=prompts(test.labels.tolist()),
+        notes={
+            "labels": "Slices called healthy come from patients who have a tumor elsewhere, not from healthy people.",
+            "split": f"Patients: {', '.join(f'{len(set(slices.part(p).patients))} {p}' for p in PARTS)}.",
+        },
+    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones import hub
 from ..backbones.judge import Judge
 from ..backbones.monai_unet import MonaiAutoencoder, MonaiUNet
 from ..backbones.schedules import BRAIN_LDM, schedule_from_config
@@ -19,7 +18,7 @@ from ..primitives import training
 from ..primitives.training import Settings
 from ..types import Backbone, Condition, Conditioner, Contract
 
-__all__ = ["Examples", "Recipe", "train_backbone", "train_judge"]
+__all__ = ["Bench", "Examples", "Recipe", "train_backbone", "train_judge"]
 
 Conditions = Callable[[Tensor, torch.Generator], Condition]
 
@@ -33,6 +32,23 @@ class Examples:
     conditions: Conditions
     held_out_conditions: Conditions
     with_modules: Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Real images to measure against, and what to tell the backbone so that it makes the like.
+
+    ``told`` holds, for each thing that the conditioner takes, one entry an image; ``expected`` is what the judge should
+    then say, and ``test_expected`` what it should say of the real images.
+    """
+
+    train: Tensor
+    test: Tensor
+    told: Mapping[str, Sequence[Any] | Tensor]
+    expected: Sequence[str]
+    test_expected: Sequence[str]
+    notes: Mapping[str, str] = field(default_factory=dict)
+    captions: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -179,8 +195,3 @@ def train_judge(
     module = instantiate(config)
     training.train_classifier(module, images, labels, settings, folder, augment=augment)
     return Judge(module, names, "fc", config)
-
-
-def save(backbone: Backbone, out: Path) -> Path:
-    """Write the checkpoint."""
-    return hub.save(backbone, out)

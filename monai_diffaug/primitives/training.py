@@ -84,7 +84,6 @@ class _Run:
         scratch = self.checkpoint.with_suffix(".part")
         torch.save({"step": step, **{k: p.state_dict() for k, p in self.state.items()}}, scratch)
         os.replace(scratch, self.checkpoint)
-        self.log.write_text("".join(line + "\n" for line in self.lines))
 
     def walk(self, one: Step, check: Callable[[int], Mapping[str, float]] | None = None, check_every: int = 0) -> None:
         settings, sums, since = self.settings, dict[str, float](), time.monotonic()
@@ -105,6 +104,7 @@ class _Run:
                     seconds = round(time.monotonic() - began, 1)
                     self.lines.append(json.dumps({"step": step + 1, "seconds": seconds, **row}))
                     sums = {}
+                    self.log.write_text("".join(line + "\n" for line in self.lines))
                     progress.update(bar, description=f"{self.name} " + " ".join(f"{k} {v:.4g}" for k, v in row.items()))
                 if (time.monotonic() - since > settings.checkpoint_seconds and not sums) or ended:
                     self.save(step + 1)
@@ -115,7 +115,9 @@ def _update(
     optimizer: torch.optim.Optimizer, loss: Tensor, settings: Settings, step: int, parameters: Sequence[nn.Parameter]
 ) -> None:
     if not bool(torch.isfinite(loss)):
-        raise DiffAugError(f"training left the finite numbers at step {step}: lower the learning rate ({settings.lr:g})")
+        raise DiffAugError(
+            f"training left the finite numbers at step {step}: lower the learning rate ({settings.lr:g})"
+        )
     for group in optimizer.param_groups:
         group["lr"] = settings.rate(step)
     optimizer.zero_grad(set_to_none=True)
@@ -179,7 +181,7 @@ def train_autoencoder(
     edges: float = 0.5,
     adversarial: float = 0.05,
     matching: float = 0.5,
-    adversarial_from: float = 0.4,
+    adversarial_from: float = 0.5,
     span: float = 2.0,
 ) -> dict[str, float]:
     """Train an ``AutoencoderKL`` or ``VQVAE`` in place (Rombach et al. 2022, arXiv:2112.10752, section 3.1 and eq. 25).
@@ -280,7 +282,7 @@ def _refuse_collapse(found: Mapping[str, float]) -> None:
         )
     if found["psnr"] < 12.0:
         raise DiffAugError(
-            f"the autoencoder does not reconstruct (held-out PSNR {found['psnr']:.1f} dB after a quarter of the steps): "
+            f"the autoencoder does not reconstruct (held-out PSNR {found['psnr']:.1f} dB at a quarter of the steps): "
             "lower the learning rate or the adversarial weight"
         )
 

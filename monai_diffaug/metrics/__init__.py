@@ -1,0 +1,1 @@
+"""Measures of what was made, each on features that are passed in."""
