@@ -59,9 +59,10 @@ def edict(
         return lambda x, level: denoise(x.to(z.dtype), level).eps.double()
 
     plan = plans.ddim(backbone.schedule, steps, spacing="linspace", strength=strength)
+    source, target = noise(source_prompt), noise(prompt)  # an unknown word is refused before the first step
     with torch.no_grad():
-        x, y = _up(noise(source_prompt), z.double(), z.double(), plan, mixing)
-        x, y = _down(noise(prompt), x, y, plan, mixing)
+        x, y = _up(source, z.double(), z.double(), plan, mixing)
+        x, y = _down(target, x, y, plan, mixing)
         out = backbone.decode(x.to(z.dtype))
     gap = (x - y).flatten(1).pow(2).mean(1).sqrt().tolist()
     return Sample(out, label=prompt, prompt=prompt, info={"gap": gap})
