@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from monai_diffaug.backbones import weights as files
 from monai_diffaug.backbones.diffusers_unet import DiffusersAutoencoder, DiffusersUNet
+from monai_diffaug.backbones.judge import Judge
 from monai_diffaug.backbones.monai_unet import IdentityAutoencoder, MonaiAutoencoder, MonaiUNet, load_weights
 from monai_diffaug.backbones.schedules import schedule_from_config
 from monai_diffaug.backbones.scorer import Scorer
@@ -106,7 +107,8 @@ def load(
     key = (str(folder.resolve()), files.digest(folder), str(device or "cpu"))
     if key not in _LOADED:
         backbone = replace(_load(folder), digest=key[1])
-        for module in [*backbone.modules().values(), *([backbone.scorer.module] if backbone.scorer else [])]:
+        extra = [part.module for part in (backbone.scorer, backbone.judge) if part is not None]
+        for module in [*backbone.modules().values(), *extra]:
             module.eval().requires_grad_(False).to(device or "cpu")
         _LOADED[key] = backbone
     backbone = _LOADED[key]
@@ -139,6 +141,8 @@ def _load(folder: Path) -> Backbone:
         )
     if (folder / "scorer").is_dir():
         backbone = replace(backbone, scorer=_scorer(folder, backbone.contract))
+    if (folder / "judge").is_dir():
+        backbone = replace(backbone, judge=_judge(folder / "judge"))
     return backbone
 
 
@@ -224,6 +228,13 @@ def _scorer(folder: Path, contract: Contract) -> Scorer:
         (contract.value_range[0], contract.value_range[1]),
         **more,
     )
+
+
+def _judge(place: Path) -> Judge:
+    config, said = files.read_json(place / "network.json"), files.read_json(place / "judge.json")
+    module = files.instantiate(config, str(place / "network.json"))
+    _fill(module, place / "network.safetensors")
+    return Judge(module, said["labels"], said["head"], config)
 
 
 # ----------------------------------------------------------------------------------------------------- MONAI's layout
@@ -464,11 +475,21 @@ def save(backbone: Backbone, folder: str | Path, precision: torch.dtype = torch.
             backbone.scorer.tokenizer.save_pretrained(place / "scorer")
             means = {"image_mean": list(backbone.scorer.mean), "image_std": list(backbone.scorer.std)}
             _write(place / "scorer" / "preprocessor_config.json", means)
+        if isinstance(backbone.judge, Judge):
+            _save_judge(backbone.judge, place / "judge", precision)
         seal(place)
         if target.exists():
             shutil.rmtree(target)
         place.rename(target)
     return target
+
+
+def _save_judge(judge: Judge, place: Path, precision: torch.dtype) -> None:
+    place.mkdir()
+    _write(place / "network.json", judge.config)
+    _write(place / "judge.json", {"labels": list(judge.labels), "head": judge.head})
+    tensors = {k: v.contiguous() for k, v in _cast(judge.module, precision).state_dict().items()}
+    save_file(tensors, place / "network.safetensors")
 
 
 def _write(path: Path, data: Any) -> None:
