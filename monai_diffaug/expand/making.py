@@ -1,0 +1,188 @@
+"""One batch: real images in, a method's results out, at the size and in the values of the files they came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import registry
+from ..io import images
+from ..io.datalist import Item
+from ..io.images import Scan
+from ..primitives.fitting import Fitted, fit
+from ..types import Backbone, Contract, DiffAugError, NoiseSource, Sample, iterate
+from .arguments import TEXTS, Recipe, wants_mask
+
+__all__ = ["Product", "Source", "finish", "make", "open_source", "seed_of"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A real image as its file has it and as the network wants it, and its mask."""
+
+    item: Item
+    scan: Scan
+    fitted: Fitted
+    mask: Scan | None = None
+    mask_fitted: Fitted | None = None
+    planes: int = 1  # equal channels of a gray picture that was saved in color
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a method made of one image.
+
+    ``small`` (1, C, *contract.size) is what the network returned, in its value range; ``image`` and ``mask`` are on the
+    file's grid, in the file's values. ``kept`` says that the source's mask is this image's too.
+    """
+
+    small: Tensor
+    image: Tensor
+    mask: Tensor | None = None
+    mask_like: Scan | None = None
+    kind: Any = None
+    kept: bool = False
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def seed_of(seed: int, *what: object) -> int:
+    """A seed for one piece of work that depends on what it is, and not on when or beside what it is done."""
+    text = "\x1f".join(str(w) for w in (seed, *what))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)  # 48 bits: what JSON readers keep exactly
+
+
+def open_source(item: Item, contract: Contract) -> Source:
+    """Read an image and its mask, and fit them to the network.
+
+    Raises:
+        DiffAugError: either cannot be used; the message begins with the file.
+    """
+    dims = contract.spatial_dims
+    axes = "yx" if dims == 2 else "xy"  # `images.read` gives slices rows first
+    scan = images.read(item.image, dims=dims, orientation=contract.orientation)
+    picture, planes = scan.image, scan.image.shape[0]
+    if contract.channels == 1 and planes == 3 and bool((picture == picture[:1]).all()):
+        picture = picture[:1]
+    else:
+        planes = 1
+    fitted = _named(item.image, lambda: fit(picture, contract, axes=axes))
+    if item.mask is None:
+        return Source(item, scan, fitted, planes=planes)
+    mask = images.read(item.mask, dims=dims, orientation=contract.orientation, mask=True)
+    if mask.image.shape[1:] != scan.image.shape[1:]:
+        sizes = (" x ".join(map(str, s.image.shape[1:])) for s in (mask, scan))
+        raise DiffAugError(f"{item.mask} is {' and its image '.join(sizes)}: resample one of them, or leave it out")
+    mask_fitted = _named(item.mask, lambda: fit(mask.image[:1], contract, mask=True, like=fitted, axes=axes))
+    return Source(item, scan, fitted, mask, mask_fitted, planes)
+
+
+def _named(path: Any, call: Any) -> Any:
+    try:
+        return call()
+    except DiffAugError as error:
+        raise DiffAugError(f"{path}: {error}") from None
+
+
+def make(
+    backbone: Backbone,
+    recipe: Recipe,
+    sources: Sequence[Source],
+    given: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+) -> list[Product]:
+    """Run an ``edit`` method on a batch.
+
+    Args:
+        backbone: the model.
+        recipe: the method.
+        sources: one or more.
+        given: for each of them what the method is told; the same keys for all.
+        seeds: one for each.
+
+    Returns:
+        one product for each source.
+    """
+    tensors = [s.fitted.tensor for s in sources]
+    image = torch.stack(tensors).to(backbone.device)
+    arguments = _batched(recipe, given)
+    if wants_mask(recipe):
+        arguments["mask"] = torch.stack([_region(s) for s in sources]).to(backbone.device)
+    with torch.no_grad():  # methods that need gradients turn them on themselves
+        result: Sample = registry.call(recipe.method, backbone, image, **arguments, generator=NoiseSource(seeds))
+        kept = recipe.method.labels in ("kept", "replaced")
+        reference = backbone.decode(backbone.encode(image)).cpu() if kept else None
+    products = []
+    for i, (source, single) in enumerate(zip(sources, iterate(result), strict=True)):
+        numbers = _numbers(result.info, i, len(sources))
+        products.append(finish(recipe, source, single, None if reference is None else reference[i], numbers))
+    return products
+
+
+def _batched(recipe: Recipe, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Texts as one per image, everything else once."""
+    out: dict[str, Any] = {}
+    for key, first in given[0].items():
+        values = [g[key] for g in given]
+        one_each = key in TEXTS and isinstance(first, str)
+        out[key] = values if one_each else first
+    return out
+
+
+def _region(source: Source) -> Tensor:
+    if source.mask_fitted is None:
+        raise DiffAugError(f"{source.item.image} has no mask: add one to the datalist as 'label'")
+    return (source.mask_fitted.tensor > 0).float()
+
+
+def _numbers(info: Mapping[str, Any], i: int, n: int) -> dict[str, float]:
+    """Of a sample's remarks those that are one number an image."""
+    found = {}
+    for key, value in info.items():
+        if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == n:
+            number = value[i]
+            if isinstance(number, int | float):
+                found[key] = float(number)
+    return found
+
+
+def finish(
+    recipe: Recipe, source: Source, sample: Sample, reference: Tensor | None, scores: Mapping[str, float]
+) -> Product:
+    """Bring one result (batch axis 1) back to the file's grid, with the label that belongs to it."""
+    small = sample.image.detach().float().cpu()
+    image = source.fitted.restore(small[0], reference)
+    image = image.expand(source.planes, *image.shape[1:]) if source.planes > 1 else image
+    policy = recipe.method.labels
+    product = Product(small, image, kind=source.item.kind, kept=policy == "kept", scores=scores)
+    if product.kept:
+        return product
+    if sample.label is not None and policy in ("replaced", "generated"):
+        product = replace(product, kind=_single(sample.label))
+    if sample.mask is None or (policy == "replaced" and source.mask is None):
+        return product
+    return _with_mask(product, source, sample.mask[0].detach().float().cpu())
+
+
+def _single(label: Any) -> Any:
+    if isinstance(label, Tensor):
+        return label.flatten()[0].item()
+    return label[0] if isinstance(label, list | tuple) and label else label
+
+
+def _with_mask(product: Product, source: Source, mask: Tensor) -> Product:
+    like = source.mask or images.mask_like(source.scan)
+    if source.mask_fitted is not None and bool(source.mask.image.any()) and not _is_binary(source.mask.image):  # type: ignore[union-attr]
+        restored = source.mask_fitted.restore(mask)  # several labels
+    else:
+        top = float(like.image.max()) or (255.0 if like.kind in ("png", "jpeg") and like.dtype != "bool" else 1.0)
+        restored = source.fitted.restore_mask((mask > 0.5).float()).float() * top
+    return replace(product, mask=restored.expand(like.image.shape), mask_like=like)
+
+
+def _is_binary(mask: Tensor) -> bool:
+    return int(mask.unique().numel()) <= 2

@@ -1,0 +1,294 @@
+"""NIfTI, PNG and JPEG: to a tensor, and back to the same kind of file with the same geometry and number format."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel import orientations
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from ..types import DiffAugError
+from .atomic import write_bytes
+
+__all__ = ["ENDINGS", "Scan", "ending", "mask_like", "read", "write"]
+
+ENDINGS = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg")
+"""What can be read and written."""
+
+_DISPLAY = {frozenset({0, 1}): "PL", frozenset({0, 2}): "IL", frozenset({1, 2}): "IP"}
+"""Row and column codes of an axial, coronal and sagittal slice on a screen."""
+
+_MODES = {"1": "1", "L": "L", "I;16": "I;16", "I": "I;16", "RGB": "RGB", "P": "RGB"}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image and what is needed to write another one like it.
+
+    Attributes:
+        image: (C, *S) as the file has it (uint8, int16, int32, float32; unsigned 16-bit numbers as int32). Slices have
+            their rows first and look as on a viewer's screen (the patient's left on the right); volumes are turned to
+            the orientation that was asked for.
+        kind: ``nifti``, ``png`` or ``jpeg``.
+        dtype: the number format in the file, in numpy's words.
+        path: where it came from.
+    """
+
+    image: Tensor
+    kind: str
+    dtype: str
+    path: Path
+    mode: str = ""
+    header: Any = None
+    affine: Any = None
+    shape: tuple[int, ...] = ()
+    turn: Any = None
+    scaling: tuple[float, float] = (1.0, 0.0)
+
+
+def ending(path: str | Path) -> str:
+    """The ending that says the kind of file, or nothing."""
+    name = str(path).lower()
+    return next((e for e in ENDINGS if name.endswith(e)), "")
+
+
+def read(path: str | Path, *, dims: int | None = None, orientation: str | None = None, mask: bool = False) -> Scan:
+    """Read one image.
+
+    Args:
+        path: a ``.nii``, ``.nii.gz``, ``.png`` or ``.jpg`` file.
+        dims: spatial dimensions that are wanted; a NIfTI slice of one voxel's thickness may be 2 or 3.
+        orientation: axis codes, such as ``RAS``, that a volume is turned to, and turned back from on writing.
+        mask: a label mask: may be constant.
+
+    Raises:
+        DiffAugError: missing, unreadable, of another kind or dimension, not finite, or constant. One line, with the
+            file's name and what to do.
+    """
+    path = Path(path)
+    kind = ending(path)
+    if not kind:
+        more = "; convert DICOM to NIfTI first" if path.suffix.lower() == ".dcm" else ""
+        raise DiffAugError(
+            f"{path} is of no kind that can be read: give NIfTI, PNG or JPEG ({', '.join(ENDINGS)}){more}"
+        )
+    if not path.is_file():
+        raise DiffAugError(f"{path} does not exist: correct the path")
+    scan = _read_nifti(path, dims, orientation) if kind.startswith(".nii") else _read_picture(path, dims)
+    values = scan.image
+    if values.numel() == 0:
+        raise DiffAugError(f"{path} holds no voxels (shape {tuple(values.shape)}): leave it out")
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        raise DiffAugError(f"{path} holds NaN or infinity: clean it (monai.transforms.SignalFillEmpty) or leave it out")
+    if not mask and scan.dtype == "bool":
+        raise DiffAugError(f"{path} is black and white only: save it with 8 bits of gray, or list it as a mask")
+    if not mask and bool(values.min() == values.max()):
+        raise DiffAugError(f"{path} is constant, every voxel is {values.flatten()[0].item():g}: leave it out")
+    return scan
+
+
+def _loaded(path: Path, load: Callable[[], Any]) -> Any:
+    """Call a library's reader; whatever it makes of a broken file becomes one line."""
+    try:
+        return load()
+    except PermissionError:
+        raise DiffAugError(f"{path} may not be read: change its permissions") from None
+    except MemoryError:
+        raise DiffAugError(f"{path} does not fit into memory: crop or resample it") from None
+    except Image.DecompressionBombError:
+        raise DiffAugError(f"{path} claims more pixels than Pillow reads: crop it, or copy it again") from None
+    except (OSError, EOFError, ValueError, SyntaxError, zlib.error, nib.filebasedimages.ImageFileError, TypeError) as e:
+        why = (str(e).splitlines() or [type(e).__name__])[0][:120]
+        raise DiffAugError(f"{path} is corrupt or truncated ({why}): copy it again") from None
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    known: dict[str, Any] = {"bool": np.uint8, "uint8": np.uint8, "int8": np.int16, "int16": np.int16}
+    known |= {"uint16": np.int32, "int32": np.int32, "float64": np.float64}
+    return torch.from_numpy(np.array(array, dtype=known.get(array.dtype.name, np.float32), order="C"))
+
+
+# ------------------------------------------------------------------------------------------------------------- NIfTI
+
+
+def _read_nifti(path: Path, dims: int | None, orientation: str | None) -> Scan:
+    def load() -> tuple[Any, np.ndarray, tuple[float, float]]:
+        image: Any = nib.load(path)
+        return image, np.asanyarray(image.dataobj), (float(image.dataobj.slope), float(image.dataobj.inter))
+
+    image, array, scaling = _loaded(path, load)
+    if array.dtype.names or np.iscomplexobj(array):
+        raise DiffAugError(f"{path} holds {array.dtype} voxels: convert it to one number a voxel")
+    shape = tuple(array.shape)
+    flat = shape + (1,) * (3 - len(shape))  # (X, Y) is (X, Y, 1)
+    channels = int(np.prod(flat[3:], dtype=int))
+    thin = flat[2] == 1
+    spatial = dims if dims is not None and (thin or dims == 3) else (2 if thin else 3)
+    if spatial == 3 and len(shape) == 2:
+        spatial = 2
+    if dims is not None and spatial != dims:
+        _wrong_dims(path, flat[:3] if spatial == 3 else flat[:2], dims)
+    moved = np.moveaxis(array.reshape(*flat[:3], channels), 3, 0)
+    moved = moved[..., 0] if spatial == 2 else moved
+    turn = _turn(image.affine, orientation, spatial)
+    if turn is not None:
+        moved = np.stack([_turned(c, turn) for c in moved])
+    dtype = image.get_data_dtype().name
+    return Scan(
+        _tensor(moved),
+        "nifti",
+        dtype,
+        path,
+        header=image.header.copy(),
+        affine=image.affine,
+        shape=shape,
+        turn=turn,
+        scaling=scaling,
+    )
+
+
+def _wrong_dims(path: Path, size: tuple[int, ...], dims: int) -> None:
+    what = f"a volume ({' x '.join(map(str, size))})" if len(size) == 3 else f"a slice ({' x '.join(map(str, size))})"
+    remedy = "save its slices as files" if dims == 2 else "stack slices to a volume"
+    raise DiffAugError(f"{path} is {what} and the backbone is {dims}D: {remedy}, or choose a {len(size)}D backbone")
+
+
+def _turn(affine: np.ndarray | None, codes: str | None, dims: int) -> np.ndarray | None:
+    """Orientation transform (dims, 2) from the file's axes to the wanted ones, or ``None`` when nothing is to turn."""
+    if affine is None:
+        return None
+    own = orientations.aff2axcodes(affine)
+    start = orientations.io_orientation(affine)
+    if dims == 2:
+        plane = frozenset(int(axis) for axis in start[:2, 0])
+        wanted: tuple[str, ...] = (*_DISPLAY.get(plane, own[:2]), own[2])
+    elif codes is not None and set(codes) <= set("RLAPSI") and len(codes) == 3:
+        wanted = tuple(codes)
+    else:
+        return None
+    transform: np.ndarray = orientations.ornt_transform(start, orientations.axcodes2ornt(wanted))[:dims]
+    return None if np.array_equal(transform, [[i, 1] for i in range(dims)]) else transform
+
+
+def _turned(array: np.ndarray, transform: np.ndarray) -> np.ndarray:
+    return np.asarray(orientations.apply_orientation(array, transform))
+
+
+def _turned_back(array: np.ndarray, transform: np.ndarray) -> np.ndarray:
+    array = np.transpose(array, [int(axis) for axis in transform[:, 0]])
+    flipped = [axis for axis, flip in enumerate(transform[:, 1]) if flip < 0]
+    return np.flip(array, tuple(flipped))
+
+
+def _write_nifti(scan: Scan, image: np.ndarray, remark: str) -> bytes:
+    if scan.turn is not None:
+        image = np.stack([_turned_back(c, scan.turn) for c in image])
+    flat = scan.shape + (1,) * (3 - len(scan.shape))
+    array = np.moveaxis(image.reshape(-1, *flat[:3]), 0, 3).reshape(scan.shape)
+    header = scan.header.copy()
+    stored = np.dtype(scan.dtype)
+    header.set_data_dtype(stored)
+    header["descrip"] = remark.encode()[:79]
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    slope, inter = scan.scaling
+    array = _cast((array - inter) / slope, stored)
+    data = bytearray(kind(array, scan.affine, header).to_bytes())
+    for name, value in (("scl_slope", slope), ("scl_inter", inter)):  # which nibabel would choose anew
+        field, at = header.template_dtype.fields[name][:2]
+        data[at : at + field.itemsize] = np.array(value, field.newbyteorder(header.endianness)).tobytes()
+    return gzip.compress(bytes(data), 6, mtime=0) if ending(scan.path) == ".nii.gz" else bytes(data)
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def _read_picture(path: Path, dims: int | None) -> Scan:
+    def load() -> Any:
+        with Image.open(path) as opened:
+            opened.load()
+            return opened.copy(), opened.format, getattr(opened, "n_frames", 1)
+
+    picture, kind, frames = _loaded(path, load)
+    if kind not in ("PNG", "JPEG"):
+        raise DiffAugError(f"{path} is a {kind} file: save it as PNG, JPEG or NIfTI")
+    if frames > 1:
+        raise DiffAugError(f"{path} holds {frames} frames: save each of them as a file")
+    if picture.mode in ("LA", "RGBA") and picture.getchannel("A").getextrema() == (255, 255):
+        picture = picture.convert("L" if picture.mode == "LA" else "RGB")  # an alpha channel that hides nothing
+    if picture.mode not in _MODES:
+        raise DiffAugError(f"{path} is of mode {picture.mode}: save it as gray or RGB without transparency")
+    if kind == "PNG" and picture.mode == "RGB" and path.read_bytes()[24] == 16:
+        raise DiffAugError(f"{path} has 16 bits in each of three colors: save it as 16-bit gray or 8-bit RGB")
+    if dims == 3:
+        _wrong_dims(path, (picture.height, picture.width), 3)
+    picture = picture.convert("RGB") if picture.mode == "P" else picture
+    array = np.asarray(picture)
+    array = array.astype(np.uint16) if picture.mode in ("I", "I;16") else array
+    planes = array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
+    return Scan(_tensor(planes), kind.lower(), array.dtype.name, path, mode=_MODES[picture.mode])
+
+
+def _write_picture(scan: Scan, image: np.ndarray, remark: str) -> bytes:
+    array = _cast(image, np.dtype(scan.dtype))
+    array = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, 2)
+    buffer = BytesIO()
+    picture = Image.fromarray(np.ascontiguousarray(array))
+    if scan.kind == "jpeg":
+        picture.save(buffer, "JPEG", quality=95, subsampling=0, comment=remark.encode())
+    else:
+        about = PngImagePlugin.PngInfo()
+        about.add_text("Description", remark)
+        picture.save(buffer, "PNG", pnginfo=about)
+    return buffer.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Rounded and clipped to what the number format can hold."""
+    if dtype.kind == "b":
+        return values >= 0.5
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+    return values.astype(dtype)
+
+
+def write(path: str | Path, image: Tensor, like: Scan, *, remark: str = "synthetic") -> None:
+    """Write ``image`` (C, *S), in the values of ``like.image``, as the same kind of file with the same geometry.
+
+    Args:
+        path: where; the file is there whole or not at all.
+        image: of the size of ``like.image``, in the file's values; integers are rounded and clipped.
+        like: what ``read`` returned for the source.
+        remark: goes into the file's description, so that it says what it is.
+
+    Raises:
+        DiffAugError: the size differs, a value is not finite, or the file cannot be written.
+    """
+    if image.shape != like.image.shape:
+        raise DiffAugError(f"{path}: an image {tuple(image.shape)} cannot be written like {tuple(like.image.shape)}")
+    values = image.detach().cpu().to(torch.float64).numpy()
+    if not np.isfinite(values).all():
+        raise DiffAugError(f"{path}: the image to write holds NaN or infinity; use more steps or a lower scale")
+    encode = _write_nifti if like.kind == "nifti" else _write_picture
+    write_bytes(path, encode(like, values, remark))
+
+
+def mask_like(scan: Scan) -> Scan:
+    """An empty mask (1, *S) of 8 bits with the geometry of ``scan``; for pictures a PNG, since JPEG blurs."""
+    blank = torch.zeros_like(scan.image[:1], dtype=torch.uint8)
+    if scan.kind != "nifti":
+        return Scan(blank, "png", "uint8", scan.path.with_suffix(".png"), mode="L")
+    return replace(scan, image=blank, dtype="uint8", shape=(*scan.shape, 1, 1)[:3], scaling=(1.0, 0.0))
