@@ -7,7 +7,7 @@ would really have come, and how far the sampler would miss the known end from th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..types import Denoiser, Plan, Row
 from .sampler import step
 
-__all__ = ["Inverted", "invert"]
+__all__ = ["Inverted", "arrivals", "invert"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,15 @@ def invert(
             if callback is not None:
                 callback(x, row)
     return Inverted(x, tuple(rows), tuple(reversed(trajectory)), tuple(worst.tolist()), calls, tolerance)
+
+
+def arrivals(inverted: Inverted, x: Tensor) -> Iterator[Tensor]:
+    """The latent that each row of ``inverted.plan`` arrives at on the way back, ``x`` (the clean one) last.
+
+    Editors hold the source to this path, which is exact where the steps themselves leave a residual and at any guidance
+    (Ju et al. 2023, arXiv:2310.01506, "direct inversion").
+    """
+    return iter((*inverted.trajectory[1:], x))
 
 
 def _stays(row: Row) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..types import Backbone, Denoiser, DiffAugError, NoiseLevel, NoiseSource, Prediction, Row
@@ -57,21 +57,21 @@ def blend(inside: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
 
 
 def keep_outside(
-    source: Tensor, mask: Tensor, noise: NoiseSource, *, fresh: bool = True
+    source: Tensor, mask: Tensor | Callable[[Row], Tensor], noise: NoiseSource | Tensor
 ) -> Callable[[Tensor, Row, Prediction | None], Tensor]:
     """A sampler callback that puts the noised source back outside ``mask`` after every row.
 
     Args:
         source: clean latent (B, C, *S).
-        mask: (B, 1, *S) at latent size, 1 where the sampler may change things.
-        noise: the images' random streams.
-        fresh: draw new noise at every step (Blended Latent Diffusion, RePaint) or keep one draw (SDEdit with mask).
+        mask: (B, 1, *S) at latent size, 1 where the sampler may change things; or a function that says it for a row.
+        noise: the images' random streams, for new noise at every row (RePaint, Blended Latent Diffusion); or one draw
+            shaped like ``source``, kept for all rows (SDEdit with a mask).
     """
-    once = None if fresh else noise.normal(source)
 
     def callback(x: Tensor, row: Row, _: Prediction | None) -> Tensor:
-        z = noise.normal(source) if once is None else once
-        return blend(x, row.alpha * source + row.sigma * z, mask)
+        z = noise if isinstance(noise, Tensor) else noise.normal(source)
+        inside = mask if isinstance(mask, Tensor) else mask(row)
+        return blend(x, row.alpha * source + row.sigma * z, inside)
 
     return callback
 

@@ -1,8 +1,8 @@
 """Plans: a solver is a function that fills a table, one row a step.
 
 Every solver here is ``x' = alpha' x0 + sqrt(sigma'^2 - eta^2) eps + eta z + kappa (x0 - x0_previous)``. The next level
-is always the next entry of the grid; it is never computed from ``T // n``, which is wrong whenever ``n`` does not divide
-``T``. ``h`` below is the step in log-SNR, ``log(alpha'/sigma') - log(alpha/sigma)``.
+is always the next entry of the grid; it is never computed from ``T // n``, which is wrong whenever ``n`` does not
+divide ``T``. ``h`` below is the step in log-SNR, ``log(alpha'/sigma') - log(alpha/sigma)``.
 """
 
 from __future__ import annotations
@@ -166,25 +166,22 @@ def heun(schedule: Schedule, steps: int, *, spacing: str = "linspace", strength:
 def with_jumps(plan: Plan, length: int, rounds: int) -> Plan:
     """RePaint's time travel (Lugmayr et al. 2022, arXiv:2201.09865, section 4.2).
 
-    After every ``length`` steps the state is noised back up by ``length`` steps and taken down again, ``rounds`` times
-    in all. ``rounds=1`` returns the plan unchanged.
+    Counted from the clean end, every ``length`` steps are walked ``rounds`` times in all, each time after noising the
+    state back up to where they begin. The step that leaves no noise, and what is left over at the noisy end, are walked
+    once. ``rounds=1`` returns the plan unchanged.
     """
     if rounds < 1 or length < 1:
         raise DiffAugError("jump length and rounds must be at least 1")
-    out: list[Row] = []
-    for i in range(0, len(plan), length):
-        block = plan[i : i + length]
-        out += block
-        if block[-1].sigma == 0.0 and len(block) == 1 and i == 0:
-            continue
-        for _ in range(rounds - 1):
-            last, top = block[-1], block[0].level
-            if last.sigma == 0.0:
-                break  # nothing is re-noised once the image is clean
-            here = NoiseLevel(0.0, last.alpha, last.sigma, last.level.index, last.level.total)
-            out.append(Row(here, top.alpha, top.sigma, jump=True))
-            out += [replace(block[0], kappa=0.0), *block[1:]]
-    return tuple(out)
+    noisy = [row for row in plan if row.sigma > 0.0]
+    left_over = len(noisy) % length
+    out: list[Row] = list(noisy[:left_over])
+    for i in range(left_over, len(noisy), length):
+        block = noisy[i : i + length]
+        last, top = block[-1], block[0].level
+        here = NoiseLevel(0.0, last.alpha, last.sigma, last.level.index, last.level.total)
+        again = [Row(here, top.alpha, top.sigma, jump=True), replace(block[0], kappa=0.0), *block[1:]]
+        out += [*block, *again * (rounds - 1)]
+    return (*out, *plan[len(noisy) :])
 
 
 PLANS: dict[str, Callable[..., Plan]] = {

@@ -1,7 +1,9 @@
 """Healthy counterfactual: the same patient without the lesion, and a map of what had to change.
 
-Paper: Sanchez, Kascenas, Liu, O'Neil, Tsaftaris. What is Healthy? Generative Counterfactual Diffusion for Lesion Localization. DGM4MICCAI 2022. arXiv:2207.12268
-Idea: deterministic inversion without a label keeps the patient in the noise; decoding that noise as healthy removes the disease.
+Paper: Sanchez, Kascenas, Liu, O'Neil, Tsaftaris. What is Healthy? Generative Counterfactual Diffusion for Lesion
+Localization. DGM4MICCAI 2022. arXiv:2207.12268
+Idea: deterministic inversion without a label keeps the patient in the noise; decoding that noise as healthy removes
+the disease.
 Changes: the sampler's starting point (inversion); guidance on the way back; dynamic normalization of x0 on both ways.
 Departs: works on latents, where the range for dynamic normalization is the source's own and the map compares with the
 autoencoder's reconstruction; inversion is refined to a residual; log-SNR steps.

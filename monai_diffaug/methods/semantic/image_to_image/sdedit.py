@@ -1,6 +1,7 @@
 """SDEdit: noise an image part of the way and denoise it again.
 
-Paper: Meng, He, Song, Song, Wu, Zhu, Ermon. SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations. ICLR 2022. arXiv:2108.01073
+Paper: Meng, He, Song, Song, Wu, Zhu, Ermon. SDEdit: Guided Image Synthesis and Editing with Stochastic Differential
+Equations. ICLR 2022. arXiv:2108.01073
 Idea: a start from the noised source keeps its layout, and the denoiser makes the rest realistic.
 Changes: the sampler's starting point; with a mask, what lies outside it at every step.
 Departs: any solver may finish the walk (the paper integrates the reverse SDE, `solver="sde_dpmpp_2m"`).
@@ -11,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ....primitives import guidance, masks, plans
-from ....primitives.sampler import noised, sample
+from ....primitives.sampler import sample
 from ....registry import method
 from ....types import Backbone, NoiseSource, Sample
 
@@ -54,8 +55,10 @@ def sdedit(
     source = z = backbone.encode(image)
     plan = plans.make(backbone.schedule, steps, solver, strength=strength)
     inside = None if mask is None else masks.to_latent(masks.check(mask, image), z, cover=True)
-    for _ in range(rounds):
-        keep = None if inside is None else masks.keep_outside(source, inside, generator, fresh=False)
-        z = sample(denoise, noised(z, plan, generator), plan, noise=generator, callback=keep)
+    for _ in range(rounds if plan else 0):
+        e = generator.normal(z)  # the draw that splices the image in is also the one that keeps its outside
+        keep = None if inside is None else masks.keep_outside(source, inside, e)
+        start = plan[0].level
+        z = sample(denoise, start.alpha * z + start.sigma * e, plan, noise=generator, callback=keep)
     out = backbone.decode(z)
     return Sample(out if mask is None else masks.blend(out, image, masks.check(mask, image)), prompt=prompt)
