@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from .types import Backbone, DiffAugError
+from .types import Backbone, Concept, DiffAugError
 
 __all__ = ["Method", "call", "cite", "get", "listing", "method", "nearest", "parameters"]
 
@@ -69,7 +69,7 @@ class Method:
         for word, shape in (("dataset", "expand"), ("images", "learn"), ("image", "edit")):
             if word in names:
                 return shape
-        return "generate"
+        return "learn" if self.signature.return_annotation in ("Concept", Concept) else "generate"
 
     @property
     def file(self) -> Path:

@@ -482,6 +482,8 @@ class Backbone:
             found.add("scorer")
         if self.judge is not None:
             found.add("judge")
+        if self.scorer is not None or self.judge is not None:
+            found.add("objective")
         if hasattr(self.conditioner, "token_embedding"):
             found.add("text_encoder")
         return frozenset(found)

@@ -6,6 +6,7 @@ Every attention of an adapted network goes through ``torch.nn.functional.scaled_
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks.crossattention import CrossAttentionBlock
 from monai.networks.blocks.selfattention import SABlock
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
 from monai_diffaug.types import Condition, DiffAugError
@@ -83,9 +85,7 @@ class MonaiUNet:
         weight = next(iter(self._net.conv_in.parameters()))
         self.spatial_dims = weight.ndim - 2
         self._in_channels = int(weight.shape[1])
-        self._down_features = 1 + sum(
-            len(b.resnets) + (b.downsampler is not None) for b in self._net.down_blocks
-        )
+        self._down_features = 1 + sum(len(b.resnets) + (b.downsampler is not None) for b in self._net.down_blocks)
 
     def _check(self, x: Tensor, condition: Condition) -> None:
         what = type(self.module).__name__
@@ -96,7 +96,12 @@ class MonaiUNet:
         if condition.vector is not None:
             raise DiffAugError(f"{what} takes no vector: use VectorConditioner, which makes tokens of it")
         for name, given, taken, remedy in (
-            ("tokens", condition.tokens, bool(self._net.with_conditioning), "with_conditioning and cross_attention_dim"),
+            (
+                "tokens",
+                condition.tokens,
+                bool(self._net.with_conditioning),
+                "with_conditioning and cross_attention_dim",
+            ),
             ("labels", condition.labels, self._net.num_class_embeds is not None, "num_class_embeds"),
         ):
             if given is not None and not taken:
@@ -137,9 +142,7 @@ class MonaiUNet:
 
     def attention_sites(self) -> Mapping[str, tuple[nn.Module, str]]:
         """Name -> (attention module, ``self`` or ``cross``), in call order."""
-        return {
-            name: (m, kind) for prefix, block in self._blocks() for name, m, kind in _attentions(block, prefix)
-        }
+        return {name: (m, kind) for prefix, block in self._blocks() for name, m, kind in _attentions(block, prefix)}
 
     def feature_sites(self) -> Mapping[str, nn.Module]:
         """Name -> module: ``down.i`` (what goes on and what is skipped over), ``bottleneck``, ``up.i``."""
@@ -150,6 +153,77 @@ class MonaiUNet:
         sites["bottleneck"] = self._net.middle_block
         sites.update((f"up.{i}", b) for i, b in enumerate(self._net.up_blocks))
         return sites
+
+    def control_branch(self, hint_channels: int, factor: int) -> MonaiControlBranch:
+        """A trainable copy of the encoder that sees a hint; at the start it adds nothing. See ``primitives.control``.
+
+        Args:
+            hint_channels: channels of the hint.
+            factor: image size over latent size, a power of two.
+        """
+        return MonaiControlBranch(self._net, hint_channels, factor, self.spatial_dims)
+
+
+class MonaiControlBranch:
+    """A ControlNet beside a ``DiffusionModelUNet``, 2D or 3D (Zhang et al. 2023, arXiv:2302.05543, section 3.2).
+
+    MONAI's ``ControlNet`` builds its own encoder from arguments; this one copies the encoder that is there, so that it
+    fits networks of MONAI and of monai-generative alike, concatenated channels and classes included.
+
+    Args:
+        network: the network; copied, not touched.
+        hint_channels: channels of the hint.
+        factor: image size over latent size.
+        dims: spatial dimensions.
+    """
+
+    WIDTHS = (16, 32, 96, 256)
+    """Channels of the hint's layers, one for every halving and one to begin with."""
+
+    def __init__(self, network: Any, hint_channels: int, factor: int, dims: int):
+        conv: Any = nn.Conv2d if dims == 2 else nn.Conv3d
+        halvings = factor.bit_length() - 1
+        if factor < 1 or factor != 1 << halvings or halvings >= len(self.WIDTHS):
+            raise DiffAugError(
+                f"a control branch cannot bring a hint to 1/{factor}: use a backbone of factor 1, 2, 4 or 8"
+            )
+        first = int(next(iter(network.conv_in.parameters())).shape[0])
+        layers: list[nn.Module] = [conv(hint_channels, self.WIDTHS[0], 3, padding=1), nn.SiLU()]
+        for a, b in zip(self.WIDTHS, self.WIDTHS[1 : halvings + 1]):
+            layers += [conv(a, a, 3, padding=1), nn.SiLU(), conv(a, b, 3, padding=1, stride=2), nn.SiLU()]
+        layers.append(_zero(conv(self.WIDTHS[halvings], first, 3, padding=1)))
+        widths = [first]  # of every feature that the network skips over, then of its middle
+        for block in network.down_blocks:
+            widths += [int(r.out_channels) for r in block.resnets]
+            widths += widths[-1:] if block.downsampler is not None else []
+        zeros = [_zero(conv(width, width, 1)) for width in (*widths, widths[-1])]
+        names = ("time_embed", "class_embedding", "conv_in", "down_blocks", "middle_block")
+        parts = {n: copy.deepcopy(getattr(network, n)) for n in names if getattr(network, n, None) is not None}
+        self.module: nn.Module = nn.ModuleDict({**parts, "hint": nn.Sequential(*layers), "zeros": nn.ModuleList(zeros)})
+        self.module.requires_grad_(True)
+        self._width = int(network.block_out_channels[0])
+        self._part: Any = self.module
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition, hint: Tensor) -> tuple[Tensor, ...]:
+        """Residuals for the network's down features and its middle, for a hint (B, C, *image size)."""
+        if condition.concat is not None:
+            x = torch.cat([x, condition.concat.to(x.dtype)], dim=1)
+        emb = self._part["time_embed"](get_timestep_embedding(t, self._width).to(x.dtype))
+        if "class_embedding" in self._part:
+            emb = emb + self._part["class_embedding"](condition.labels).to(x.dtype)
+        h = self._part["conv_in"](x) + self._part["hint"](hint)
+        features = [h]
+        for block in self._part["down_blocks"]:
+            h, more = block(hidden_states=h, temb=emb, context=condition.tokens)
+            features += more
+        h = self._part["middle_block"](hidden_states=h, temb=emb, context=condition.tokens)
+        return tuple(zero(f) for zero, f in zip(self._part["zeros"], [*features, h], strict=True))
+
+
+def _zero(layer: nn.Module) -> nn.Module:
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
 
 
 class MonaiAutoencoder:
@@ -173,6 +247,25 @@ class MonaiAutoencoder:
         out = self._net.encode(image)
         latent = out[0] if isinstance(out, tuple) else self._net.quantize(out)[0]
         return latent * self.scale
+
+    def standardize(self, images: Tensor, batch: int = 32) -> None:
+        """Give every latent channel of an ``AutoencoderKL`` mean 0 and spread 1 over ``images`` (N, C, *S), in place.
+
+        Shift and scale go into the two 1x1 convolutions on either side of the latent, so that what is decoded stays the
+        same and one number, ``scale``, still says all there is to say of the latent's size.
+        """
+        with torch.no_grad():
+            latents = torch.cat([self.encode(x) for x in images.split(batch)]) / self.scale
+            dims = [d for d in range(latents.ndim) if d != 1]
+            mean, spread = latents.mean(dims), latents.std(dims).clamp(min=1e-6) * self.scale
+            inward, outward = self._net.quant_conv_mu.conv, self._net.post_quant_conv.conv
+            column = (-1, *[1] * (inward.weight.ndim - 1))
+            inward.bias.copy_((inward.bias - mean) / spread)
+            inward.weight.div_(spread.reshape(column))
+            row = (1, *column)[: outward.weight.ndim]
+            outward.bias.add_((outward.weight * mean.reshape(row)).flatten(1).sum(1))
+            outward.weight.mul_(spread.reshape(row))
+            self._net.quant_conv_log_sigma.conv.bias.sub_(spread.log())
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, C, *S); a VQVAE first moves the latent to its codebook."""

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..types import Backbone, Concept, DiffAugError
-from . import adapters, control, embeddings
+from . import adapters, control, embeddings, hints
 
 __all__ = ["KINDS", "TOKENS", "applied", "check", "digest", "load_concept", "save"]
 
@@ -60,27 +60,35 @@ def check(concept: Concept, backbone: Backbone) -> Concept:
 
 @contextmanager
 def applied(
-    backbone: Backbone, *concepts: Concept, hint: Tensor | None = None, hint_scale: float = 1.0, guess: bool = False
+    backbone: Backbone,
+    *concepts: Concept | str | Path,
+    image: Tensor | None = None,
+    mask: Tensor | None = None,
+    hint: Tensor | None = None,
+    hint_scale: float = 1.0,
+    guess: bool = False,
 ) -> Iterator[Backbone]:
-    """The backbone with concepts on it: ``with applied(backbone, concept) as taught: ...``.
+    """Put concepts, in this order, on a backbone: within the block it knows them.
 
-    ``backbone`` itself is not changed, inside the block or after it. ``taught.digest`` names the concepts as well, and
-    a concept learned on ``taught`` wants them there.
+    ``with applied(backbone, "new.safetensors") as taught: sdedit(taught, image, ...)``. ``backbone`` itself is not changed, inside the block or after it. ``taught.digest`` names the concepts as well, and
+    a concept learned on ``taught`` wants them there. Any method then runs on ``taught`` as it does on ``backbone``.
 
     Args:
         backbone: what they were learned on.
-        concepts: put on in this order. ``tokens`` teaches a word; ``lora`` is added into the weights; ``weights`` takes
-            their place; ``controlnet`` joins a branch. Any of them may bring a word as well.
-        hint: (B or 1, C, *S), what a ``controlnet`` sees.
-        hint_scale: weight of its residuals.
+        concepts: or their files. ``tokens`` teaches a word; ``lora`` is added into the weights;
+            ``weights`` takes their place; ``controlnet`` joins a branch. Any of them may bring a word as well.
+        image: (B or 1, C, *S), from which a ``controlnet`` takes the hint that it was trained with (its outlines, say).
+        mask: (B or 1, 1, *S), the hint of a ``controlnet`` that follows masks.
+        hint: (B or 1, C, *S), a hint made already, in place of both.
+        hint_scale: weight of a ``controlnet``'s residuals.
         guess: see :func:`monai_diffaug.primitives.control.controlled`.
 
     Raises:
-        DiffAugError: a concept is not for this backbone, or a ``controlnet`` has no hint.
+        DiffAugError: a concept is not for this backbone, or a ``controlnet`` has nothing to look at.
     """
     taught = backbone
-    for concept in concepts:
-        check(concept, taught)
+    for given in concepts:
+        concept = check(given if isinstance(given, Concept) else load_concept(given), taught)
         tensors = {k: v.to(backbone.device) for k, v in concept.tensors.items()}
         rows = tensors.pop(TOKENS, None)
         if rows is not None:
@@ -90,16 +98,23 @@ def applied(
         elif concept.kind == "weights":
             taught = replace(taught, network=adapters.replaced(taught.network, tensors))
         elif concept.kind == "controlnet":
-            if hint is None:
-                raise DiffAugError("a controlnet wants something to look at: give `hint`")
-            channels = int(concept.info["hint_channels"])
-            control.check_hint(backbone, hint, channels)
-            branch = control.branch(taught, channels, tensors)
-            taught = control.controlled(taught, branch, hint, scale=hint_scale, guess=guess)
+            seen = _hint(concept, backbone, image, mask) if hint is None else hint
+            branch = control.branch(taught, int(concept.info["hint_channels"]), tensors)
+            taught = control.controlled(taught, branch, seen, scale=hint_scale, guess=guess)
         elif concept.kind == "direction":
             raise DiffAugError("a direction acts between two passes of a step: give it to the method that learned it")
         taught = replace(taught, digest=f"{taught.digest}+{digest(concept)[:16]}")
     yield taught
+
+
+def _hint(concept: Concept, backbone: Backbone, image: Tensor | None, mask: Tensor | None) -> Tensor:
+    """What a controlnet is to look at, made of the image as it was in training."""
+    name = str(concept.info.get("hint", ""))
+    if name == "mask" and mask is not None:
+        image = mask if image is None else image
+    if image is None or name not in hints.HINTS:
+        raise DiffAugError(f"a controlnet wants something to look at: give `hint`, or `image` for its {name or 'hint'}")
+    return control.check_hint(backbone, hints.hint_of(name, image, mask), int(concept.info["hint_channels"]))
 
 
 def save(concept: Concept, path: str | Path) -> Path:

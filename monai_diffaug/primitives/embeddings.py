@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..types import Backbone, DiffAugError
 
-__all__ = ["TEMPLATES", "prompt_bank", "random_rows", "rows_of", "with_words"]
+__all__ = ["TEMPLATES", "prompt_bank", "random_rows", "rows_of", "sentence", "with_words"]
 
 TEMPLATES = (
     "{}",
@@ -86,3 +86,8 @@ def prompt_bank(backbone: Backbone, words: str, templates: Sequence[str] = TEMPL
     if not known:
         conditioner.tokenize([words])  # says why
     return known or [words]
+
+
+def sentence(backbone: Backbone, words: str) -> str:
+    """``words`` in the sentence that the backbone was trained with (its template), such as ``a {}``."""
+    return str(getattr(_conditioner(backbone), "template", "{}")).format(words)
