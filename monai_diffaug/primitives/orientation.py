@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..types import Contract, DiffAugError
@@ -43,19 +44,20 @@ def turn_of(image: Tensor, contract: Contract, axes: str) -> Turn:
         return straight if axes == "yx" else ((1, False), (0, False))
     if not meta:
         return straight
+    if {"mode", "width"} <= set(meta):  # Pillow's reader
+        return ((1, False), (0, False)) if dims == 2 else straight
     own = _codes(image, dims)
-    if dims == 3:
-        wanted = contract.orientation or ""
-        known = len(wanted) == 3 and len({_axis(c) for c in wanted}) == 3
-        return _to_codes(own, wanted) if known and own else straight
-    if own:
-        return _to_codes(own, _SCREEN[frozenset(_axis(c) for c in own)])
-    return ((1, False), (0, False)) if {"mode", "width"} <= set(meta) else straight  # Pillow's reader
+    wanted = contract.orientation or "" if dims == 3 else _SCREEN[frozenset(_axis(c) for c in own)] if own else ""
+    known = len({_axis(c) for c in wanted}) == len(wanted) == dims
+    return _to_codes(own, wanted) if known and own else straight
 
 
 def _codes(image: Any, dims: int) -> str:
-    """Where each axis of a MetaTensor goes in the patient, such as ``LPS``; nothing if the file did not say."""
+    """Where each axis of a MetaTensor goes in the patient, such as ``LPS``; nothing if it does not say."""
     if str(image.meta.get("space", "")) not in ("RAS", "SpaceKeys.RAS"):
+        return ""
+    default = bool((image.affine == torch.eye(len(image.affine)).to(image.affine)).all())
+    if default and "filename_or_obj" not in image.meta:  # MONAI's own default, for a tensor that came from nowhere
         return ""
     columns = image.affine[: min(3, len(image.affine) - 1), :dims].double()
     codes = ""

@@ -255,7 +255,8 @@ def test_axes_may_be_said():
     assert torch.equal(
         fit(image, contract(), axes="xy").tensor, fit(image.transpose(1, 2), contract(), axes="yx").tensor
     )
-    assert torch.equal(fit(image, contract()).tensor, fit(image, contract(), axes="yx").tensor)
+    for untold in (image, MetaTensor(image)):
+        assert torch.equal(fit(untold, contract()).tensor, fit(image, contract(), axes="yx").tensor)
     with pytest.raises(DiffAugError, match="axes"):
         fit(image, contract(), axes="zy")
 
