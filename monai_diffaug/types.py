@@ -220,6 +220,10 @@ class NoiseSource:
             raise DiffAugError(f"{n} images were given {len(self._streams)} seeds: give one seed per image")
         return self._streams
 
+    def expect(self, n: int) -> None:
+        """Refuse, before any work, a batch of ``n`` images if there are more or fewer seeds."""
+        self._each(n)
+
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal noise of the shape, dtype and device of ``like`` (B, ...)."""
         rows = [torch.randn(like.shape[1:], generator=g) for g in self._each(like.shape[0])]

@@ -53,8 +53,8 @@ def alignment(backbone: Backbone, source: str, target: str, *, substitutes: bool
     """A matrix (L, L) that turns attention to the tokens of ``source`` into attention to those of ``target``.
 
     Words that both share are aligned, and so are the start, the end and the padding; with ``substitutes`` also words
-    that stand in the place of others. Where two aligned words have as many tokens, these go one to one; else each target
-    token gets the words' attention over the number of target tokens, so that none is lost. Columns of target words that
+    that stand in the place of others. Where two aligned words have as many tokens, these go one to one; else each
+    target token gets the attention over the number of target tokens, so that none is lost. Columns of target words that
     have no counterpart are zero.
     """
     (a, length), (b, _) = _words(backbone, source), _words(backbone, target)
