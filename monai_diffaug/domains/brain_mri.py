@@ -65,7 +65,7 @@ RECIPE = Recipe(
         "norm_num_groups": 16,
         "num_class_embeds": len(LABELS) + 1,
     },
-    network_settings=Settings(steps=14000, batch=16, lr=3e-4, ema=0.9995),
+    network_settings=Settings(steps=12000, batch=16, lr=3e-4, ema=0.9995),
 )
 
 
@@ -84,9 +84,8 @@ class Slices:
     def __len__(self) -> int:
         return len(self.images)
 
-    def of(self, keep: Tensor) -> Slices:
-        """Those whose flag is set."""
-        which = keep.nonzero().flatten().tolist()
+    def at(self, which: list[int]) -> Slices:
+        """Those at the given positions, in that order."""
         return Slices(
             self.images[which],
             self.masks[which],
@@ -94,6 +93,14 @@ class Slices:
             tuple(self.patients[i] for i in which),
             tuple(self.sources[i] for i in which),
         )
+
+    def of(self, keep: Tensor) -> Slices:
+        """Those whose flag is set."""
+        return self.at(keep.nonzero().flatten().tolist())
+
+    def shuffled(self, seed: int = 0) -> Slices:
+        """In another order, so that the first few are of many patients."""
+        return self.at(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist())
 
     def part(self, name: str) -> Slices:
         """``train``, ``validation`` or ``test``."""
@@ -164,7 +171,7 @@ class _Told:
 
 def examples(slices: Slices, conditioner: ClassConditioner) -> Examples:
     """Training and validation patients; left and right are exchanged at random, the rest stays as it is."""
-    train, validation = _mirrored(slices.part("train")), slices.part("validation")
+    train, validation = _mirrored(slices.part("train")), slices.part("validation").shuffled()
     return Examples(
         train.images,
         validation.images,
