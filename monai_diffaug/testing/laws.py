@@ -27,7 +27,7 @@ class LawBrokenError(AssertionError):
 
 @dataclass(frozen=True)
 class Law:
-    """``holds(case)`` raises :class:`LawBrokenError` where the method breaks it, and passes over what does not apply."""
+    """``holds(case)`` raises :class:`LawBrokenError`; what cannot apply is passed over."""
 
     name: str
     says: str

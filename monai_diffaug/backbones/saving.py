@@ -1,0 +1,111 @@
+"""Writing a checkpoint, whole or not at all, and sealing it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from monai_diffaug.backbones import weights as files
+from monai_diffaug.backbones.assembly import assemble
+from monai_diffaug.backbones.fingerprint import fingerprint
+from monai_diffaug.backbones.judge import Judge
+from monai_diffaug.backbones.monai_unet import IdentityAutoencoder, MonaiUNet
+from monai_diffaug.backbones.parts import quiet
+from monai_diffaug.backbones.scorer import Scorer
+from monai_diffaug.backbones.text import TextConditioner
+from monai_diffaug.backbones.writing import cast, schedule_config, write_json
+from monai_diffaug.types import Backbone, DiffAugError, Network
+
+__all__ = ["save", "seal"]
+
+
+def seal(folder: str | Path) -> str:
+    """Write ``digests.json`` and ``fingerprint.json`` of a checkpoint as it is now; returns its digest."""
+    place = Path(folder)
+    (place / "digests.json").unlink(missing_ok=True)
+    (place / "fingerprint.json").unlink(missing_ok=True)
+    numbers = fingerprint(assemble(place))
+    sums = {name: files.sha256(path) for name, path in files.weight_files(place).items()}
+    (place / "digests.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+    (place / "fingerprint.json").write_text(json.dumps({"output": numbers}) + "\n", encoding="utf-8")
+    return files.digest(place)
+
+
+def save(backbone: Backbone, folder: str | Path, precision: torch.dtype = torch.float16) -> Path:
+    """Write a checkpoint that :func:`load` reads.
+
+    A MONAI network becomes ``contract.json``, ``network.json`` with ``network.safetensors``, ``autoencoder.json`` with
+    ``autoencoder.safetensors`` (not for pixel models), ``conditioner.json`` and ``scheduler.json``; a diffusers network
+    becomes a pipeline folder with ``contract.json`` and ``conditioner.json``. Both are sealed. The folder appears whole
+    or not at all.
+
+    Args:
+        backbone: what to write.
+        folder: where; an earlier checkpoint there is replaced.
+        precision: of the stored weights.
+
+    Raises:
+        DiffAugError: the folder holds something else, the network's config is unknown, or weights overflow.
+    """
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()) and not (target / "contract.json").is_file():
+        raise DiffAugError(f"{target} holds something that is no checkpoint: give an empty or a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with quiet(), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        place = Path(scratch) / target.name
+        place.mkdir()
+        write_json(place / "contract.json", json.loads(backbone.contract.to_json()))
+        conditioner: Any = backbone.conditioner
+        write_json(place / "conditioner.json", conditioner.config)
+        if hasattr(backbone.network.module, "save_pretrained"):  # a network of diffusers
+            from monai_diffaug.backbones.diffusers_pipeline import save_pipeline
+
+            save_pipeline(backbone, place, precision)
+        else:
+            _save_monai(backbone, place, precision)
+        if isinstance(conditioner, TextConditioner):
+            cast(conditioner.module, precision).save_pretrained(place / "text_encoder")
+            conditioner.tokenizer.save_pretrained(place / "tokenizer")
+        if isinstance(backbone.scorer, Scorer):
+            cast(backbone.scorer.module, precision).save_pretrained(place / "scorer")
+            backbone.scorer.tokenizer.save_pretrained(place / "scorer")
+            means = {"image_mean": list(backbone.scorer.mean), "image_std": list(backbone.scorer.std)}
+            write_json(place / "scorer" / "preprocessor_config.json", means)
+        if isinstance(backbone.judge, Judge):
+            _save_judge(backbone.judge, place / "judge", precision)
+        seal(place)
+        if target.exists():
+            shutil.rmtree(target)
+        place.rename(target)
+    return target
+
+
+def _save_judge(judge: Judge, place: Path, precision: torch.dtype) -> None:
+    place.mkdir()
+    write_json(place / "network.json", judge.config)
+    write_json(place / "judge.json", {"labels": list(judge.labels), "head": judge.head})
+    tensors = {k: v.contiguous() for k, v in cast(judge.module, precision).state_dict().items()}
+    save_file(tensors, place / "network.safetensors")
+
+
+def _save_monai(backbone: Backbone, place: Path, precision: torch.dtype) -> None:
+    network: Network | MonaiUNet = backbone.network
+    parts: list[tuple[str, Any]] = [("network", network)]
+    if not isinstance(backbone.autoencoder, IdentityAutoencoder):
+        parts.append(("autoencoder", backbone.autoencoder))
+    for name, part in parts:
+        if getattr(part, "config", None) is None:
+            raise DiffAugError(
+                f"the {name} does not say how it was built: give its adapter config={{'_target_': ..., ...}}"
+            )
+        write_json(place / f"{name}.json", part.config)
+        tensors: dict[str, Tensor] = {k: v.contiguous() for k, v in cast(part.module, precision).state_dict().items()}
+        save_file(tensors, place / f"{name}.safetensors")
+    write_json(place / "scheduler.json", schedule_config(backbone.schedule))
