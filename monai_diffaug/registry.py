@@ -99,9 +99,9 @@ class Method:
         """The card's paper as a BibTeX entry."""
         paper = self.card.get("Paper", "")
         arxiv = re.search(r"arXiv:\s*(\d{4}\.\d{4,5})", paper)
-        # Authors. Title. Venue year. A full stop after an initial or "et al" ends nothing.
+        # Authors. Title. Venue year. A full stop after an initial ends nothing.
         text = re.sub(r"\s*arXiv:\s*\S+", "", paper).strip().rstrip(".")
-        authors, title, venue = [*re.split(r"(?<!\b[A-Z])(?<!\bal)\.\s+", text, maxsplit=2), "", ""][:3]
+        authors, title, venue = [*re.split(r"(?<!\b[A-Z])\.\s+", text, maxsplit=2), "", ""][:3]
         if not venue and "? " in title:  # a title may end in a question mark
             title, venue = (part.strip() for part in title.replace("? ", "?\0").rsplit("\0", 1))
         year = re.findall(r"\b(?:19|20)\d\d\b", venue) or ([f"20{arxiv.group(1)[:2]}"] if arxiv else [])
@@ -109,7 +109,7 @@ class Method:
         kind = "misc" if not venue else "article" if _JOURNAL.search(venue) else "inproceedings"
         fields = {
             "title": f"{{{title}}}",  # twice in braces: its capitals stay
-            "author": " and ".join(names),
+            "author": " and ".join(f"{{{n}}}" if re.search(r"[^.] ", n) else n for n in names),
             {"article": "journal", "inproceedings": "booktitle"}.get(kind, "note"): venue,
             "year": year[-1] if year else "",
             "eprint": arxiv.group(1) if arxiv else "",

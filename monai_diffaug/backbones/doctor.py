@@ -243,17 +243,24 @@ def _bundle(diagnosis: Diagnosis, folder: Path, states: Mapping[str, dict[str, T
 
 
 def _trial(diagnosis: Diagnosis, folder: Path) -> None:
-    """Load it and make one network call."""
+    """Load it, make one network call, and compare that with the fingerprint."""
     with diagnosis.noting(folder):
         backbone = hub.load(folder)
-        numbers = hub.fingerprint(backbone)
+        try:
+            numbers = hub.fingerprint(backbone)
+        except DiffAugError:
+            raise
+        except Exception as e:
+            what = f"one network call fails ({' '.join(str(e).split())[:200]})"
+            raise DiffAugError(f"{what}: correct the conditioner or the network's config") from None
         if not all(math.isfinite(n) for n in numbers):
             raise DiffAugError("one network call gives NaN or infinity: take an earlier checkpoint")
         c = backbone.contract
-        diagnosis.facts |= {
-            "offers": sorted(backbone.offers()),
-            "loads": True,
-            "value_range": list(c.value_range),
-            "size": list(c.size),
-            "latent_scale": c.latent_scale,
-        }
+        diagnosis.facts |= {"offers": sorted(backbone.offers()), "loads": True, "size": list(c.size)}
+        diagnosis.facts |= {"value_range": list(c.value_range), "latent_scale": c.latent_scale}
+        if (folder / "fingerprint.json").is_file():
+            expected = files.read_json(folder / "fingerprint.json")["output"]
+            off = max(abs(a - b) for a, b in zip(expected, numbers, strict=True))
+            diagnosis.facts["fingerprint_off_by"] = off
+            if off > 1e-2 * max(abs(expected[1]), 1e-6):
+                raise DiffAugError(f"one network call differs from fingerprint.json by {off:.2g}: download it again")

@@ -128,7 +128,7 @@ def _check_scheduler(
     except DiffAugError as e:
         diagnosis.remark(where, str(e))
     except Exception as e:
-        known = [str(n) for n in NoiseSchedules]
+        known = list(NoiseSchedules.names)
         near = difflib.get_close_matches(str(arguments.get("schedule", "")), known, 1)
         wrong_name = near and str(arguments["schedule"]) not in known
         mend = f'"schedule": "{near[0]}"' if wrong_name else "correct its arguments"

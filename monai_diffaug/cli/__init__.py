@@ -1,12 +1,10 @@
 """The command `diffaug`. Each module here registers its commands on `app`."""
 
 from importlib import import_module
-from importlib.util import find_spec
 
 from monai_diffaug.cli.main import app
 
 __all__ = ["app"]
 
 for _module in ("methods", "images", "train", "doctor"):  # the order in which help lists them
-    if find_spec(f"monai_diffaug.cli.{_module}") is not None:
-        import_module(f"monai_diffaug.cli.{_module}")
+    import_module(f"monai_diffaug.cli.{_module}")

@@ -180,14 +180,19 @@ def _wrapped(head: str, text: str) -> str:
 
 def _table(found: list[Method]) -> None:
     """One line a method, cut to the width of a terminal; whole where the output goes to a file or a pipe."""
+    head = ("method", "shape", "labels", "needs", "idea")
     rows = [(m.name, m.shape, m.labels, ", ".join(m.needs) or "-", m.card.get("Idea", "")) for m in found]
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:4]]
+    widths = [max(map(len, column)) for column in list(zip(head, *rows, strict=True))[:4]]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+
+    def line(cells: tuple[str, ...]) -> str:
+        text = "  ".join(["", *(cell.ljust(w) for cell, w in zip(cells, widths)), cells[4]])
+        return text if len(text) <= room else text[: room - 1] + "…"
+
+    print(line(head))
     for heading, group in groupby(zip(found, rows, strict=True), key=lambda pair: pair[0].heading):
         print(heading)
-        for _, row in group:
-            line = "  ".join(["", *(cell.ljust(w) for cell, w in zip(row, widths)), row[4]])
-            print(line if len(line) <= room else line[: room - 1] + "…")
+        print("\n".join(line(row) for _, row in group))
 
 
 def as_markdown(found: list[Method]) -> str:

@@ -51,7 +51,7 @@ def test_commands_parse_and_unrun_blocks_say_why(page):
 
 def test_a_command_that_is_not_there_is_found_out():
     for words in (["lst"], ["list", "--jsn"]):
-        with pytest.raises(Exception, match="lst|jsn"):
+        with pytest.raises(Exception, match=r"lst|jsn"):
             pages.parse(words)
 
 
