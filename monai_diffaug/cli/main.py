@@ -149,7 +149,8 @@ def diffaug(
     Start here:
       diffaug list                                    the methods
       diffaug where sdedit                            one of them, in detail
-      diffaug expand SCANS --method sdedit --out OUT  more scans, with their datalist
+      diffaug expand brain_mri -m da_fusion -b brain_mri --out OUT
+                                                      more scans from real ones, with their datalist
       diffaug doctor                                  what this machine can do
     """
     if isinstance(context.command, OneLine) and debug:

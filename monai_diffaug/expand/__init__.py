@@ -1,5 +1,7 @@
 """The main job, `diffaug expand`, and its two smaller sisters: one image edited, and images from nothing."""
 
+from .generate import generate
 from .run import Outcome, expand
+from .single import Edited, edit
 
-__all__ = ["Outcome", "expand"]
+__all__ = ["Edited", "Outcome", "edit", "expand", "generate"]

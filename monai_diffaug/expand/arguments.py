@@ -12,7 +12,7 @@ from ..io.datalist import Item
 from ..registry import Method
 from ..types import Backbone, DiffAugError
 
-__all__ = ["TEXTS", "Recipe", "Words", "class_of", "phrase", "recipes", "told", "wants_mask"]
+__all__ = ["TEXTS", "Recipe", "Words", "class_of", "offers_mask", "phrase", "recipes", "told", "wants_mask"]
 
 TEXTS = ("prompt", "source_prompt", "label")
 """Parameters that are told for each image on its own."""
@@ -51,7 +51,7 @@ class Recipe:
 
 
 def recipes(
-    methods: Iterable[str | tuple[str, Mapping[str, Any]]],
+    methods: Iterable[str | Method | tuple[str, Mapping[str, Any]]],
     backbone: Backbone,
     parameters: Mapping[str, Any] | None = None,
     shapes: Sequence[str] = ("edit", "expand"),
@@ -68,7 +68,9 @@ def recipes(
         DiffAugError: a method is unknown, of another shape, or wants what the backbone lacks; a parameter is no
             method's.
     """
-    named = [(m, {}) if isinstance(m, str) else (m[0], dict(m[1])) for m in methods]
+    named: list[tuple[str | Method, dict[str, Any]]] = []
+    for m in methods:
+        named.append((m[0], dict(m[1])) if isinstance(m, tuple) else (m, {}))
     if not named:
         raise DiffAugError("no method was given: name one (`diffaug list` shows all)")
     shared = dict(parameters or {})
@@ -122,9 +124,9 @@ def told(recipe: Recipe, backbone: Backbone, item: Item) -> tuple[dict[str, Any]
     own = {k: _filled(v, item, kind) for k, v in recipe.parameters.items()}
     if recipe.takes("source_prompt") and "source_prompt" not in own and kind is not None:
         own["source_prompt"] = phrase(kind, backbone)
-    if recipe.takes("label") and "label" not in own and kind is not None:
+    if recipe.takes("label") and not {"label", "prompt"} & set(own) and kind is not None and _knows(kind, backbone):
         own["label"] = kind
-    if recipe.takes("prompt") and "prompt" not in own:
+    elif recipe.takes("prompt") and "prompt" not in own:
         prompt = _prompt(recipe, backbone, item, kind)
         if prompt is not None:
             own["prompt"] = prompt
@@ -146,6 +148,19 @@ def told(recipe: Recipe, backbone: Backbone, item: Item) -> tuple[dict[str, Any]
 def wants_mask(recipe: Recipe) -> bool:
     """Whether an image's mask goes to the method: it must, or the user says ``mask=label``."""
     return recipe.needs("mask") or recipe.parameters.get("mask") == "label"
+
+
+def offers_mask(recipe: Recipe) -> bool:
+    """Whether an image's mask goes to the method if there is one: it asks for the label and its mask."""
+    return recipe.takes("mask") and recipe.takes("label") and not recipe.needs("mask")
+
+
+def _knows(kind: str, backbone: Backbone) -> bool:
+    """Whether the class may be told by its name: it is one of the backbone's, or words were learned for classes."""
+    conditioner = backbone.conditioner
+    return bool(getattr(conditioner, "learned", ())) or (
+        "label" in conditioner.accepts and kind in backbone.contract.labels
+    )
 
 
 def _prompt(recipe: Recipe, backbone: Backbone, item: Item, kind: str | None) -> str | None:
@@ -182,6 +197,7 @@ class Words:
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
+        self._learned = bool(getattr(backbone.conditioner, "learned", ()))
         self._known: dict[tuple[str, str], DiffAugError | None] = {}
 
     def check(self, given: Mapping[str, Any]) -> None:
@@ -193,7 +209,7 @@ class Words:
         accepts = self.backbone.conditioner.accepts
         for key in TEXTS:
             kind, value = ("label" if key == "label" else "prompt"), given.get(key)
-            if not isinstance(value, str) or kind not in accepts:
+            if not isinstance(value, str) or kind not in accepts or (kind == "label" and self._learned):
                 continue
             if (kind, value) not in self._known:
                 try:

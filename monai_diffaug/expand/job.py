@@ -17,8 +17,9 @@ from typing import Any
 
 from ..io import atomic, datalist, images
 from ..io.datalist import Item
+from ..io.images import Scan
 from ..types import DiffAugError
-from .making import Product, Source
+from .making import Product
 
 __all__ = ["Job", "Task"]
 
@@ -71,11 +72,10 @@ class Job:
             before = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise DiffAugError(f"{file} cannot be read: give a new output folder") from None
-        changed = [k for k in sorted({*before, *self.settings}) if before.get(k) != self.settings.get(k)]
+        there, here = _flat(before), _flat(self.settings)
+        changed = [k for k in dict.fromkeys([*here, *there]) if there.get(k) != here.get(k)]
         if changed:
-            what = "; ".join(
-                f"{k}: {_short(before.get(k))} there, {_short(self.settings.get(k))} here" for k in changed
-            )
+            what = "; ".join(f"{k}: {_short(there.get(k))} there, {_short(here.get(k))} here" for k in changed[:4])
             raise DiffAugError(
                 f"{self.folder} holds a job with other settings ({what}): repeat those, or give a new output folder"
             )
@@ -88,42 +88,41 @@ class Job:
         """Names of those of the tasks that have a record."""
         return {t.name for t in tasks if self.record_of(t).is_file()}
 
-    def keep(self, task: Task, source: Source, product: Product, record: Mapping[str, Any]) -> None:
-        """Write an image, its label and, last, its record."""
-        suffix = images.ending(source.item.image)
-        image = f"images/{task.name}{suffix}"
+    def keep(self, task: Task, like: Scan, product: Product, record: Mapping[str, Any]) -> None:
+        """Write an image as a file like ``like``, its label and, last, its record."""
+        item, image = task.item, f"images/{task.name}{images.ending(like.path)}"
         remark = f"synthetic, made by monai-diffaug {record['method']} seed {record['seed']}"
-        images.write(self.folder / image, product.image, source.scan, remark=remark)
+        images.write(self.folder / image, product.image, like, remark=remark)
         entry: dict[str, Any] = {"image": image}
-        mask, mask_key = self._keep_mask(task, source, product), source.item.mask_key
+        mask = self._keep_mask(task, product)
         if product.kind is not None:
-            entry[source.item.kind_key] = product.kind
+            entry[item.kind_key] = product.kind
         if mask is not None:
-            entry["mask" if mask_key in entry else mask_key] = mask
-        fields = {k: v for k, v in source.item.fields.items() if k not in ("synthetic", "source", "provenance")}
-        original = _relative(source.item.image, self.folder)
-        atomic.write_json(
-            self.record_of(task),
-            {**entry, **fields, "synthetic": True, "source": original, "provenance": dict(record)},
-        )
+            entry["mask" if item.mask_key in entry else item.mask_key] = mask
+        entry |= {k: v for k, v in item.fields.items() if k not in ("synthetic", "source", "source_mask", "provenance")}
+        entry["synthetic"] = True
+        if item.image.is_file():
+            entry["source"] = _relative(item.image, self.folder)
+            if item.mask is not None:
+                entry["source_mask"] = _relative(item.mask, self.folder)
+        atomic.write_json(self.record_of(task), {**entry, "provenance": dict(record)})
 
-    def _keep_mask(self, task: Task, source: Source, product: Product) -> str | None:
-        remark = "label of a synthetic image, made by monai-diffaug"
+    def _keep_mask(self, task: Task, product: Product) -> str | None:
         if product.mask is not None and product.mask_like is not None:
-            suffix = images.ending(product.mask_like.path)
-            name = f"masks/{task.name}{suffix}"
+            name = f"masks/{task.name}{images.ending(product.mask_like.path)}"
+            remark = "label of a synthetic image, made by monai-diffaug"
             images.write(self.folder / name, product.mask, product.mask_like, remark=remark)
             return name
-        if product.kept and source.item.mask is not None:
-            name = f"masks/{task.name}{images.ending(source.item.mask)}"
-            atomic.write_bytes(self.folder / name, source.item.mask.read_bytes())
+        if product.kept and task.item.mask is not None:
+            name = f"masks/{task.name}{images.ending(task.item.mask)}"
+            atomic.write_bytes(self.folder / name, task.item.mask.read_bytes())
             return name
         return None
 
     def reject(self, task: Task, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Write down that nothing that was made for a task passed the filters."""
-        rejected = {"rejected": True, "source": _relative(task.item.image, self.folder), "attempts": list(attempts)}
-        atomic.write_json(self.record_of(task), {**rejected, "method": task.recipe})
+        record = {"rejected": True, "method": task.recipe, "source": task.item.id, "attempts": list(attempts)}
+        atomic.write_json(self.record_of(task), record)
 
     def finish(self, tasks: Sequence[Task], remarks: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
         """Write the datalist of what the records say, in the order of the tasks.
@@ -145,6 +144,14 @@ class Job:
             head["rejected"] = rejected
         datalist.write(self.folder / LIST, entries, head)
         return entries, rejected
+
+
+def _flat(data: Any, path: str = "") -> dict[str, Any]:
+    """Nested JSON as ``methods.0.parameters.steps`` -> value."""
+    if isinstance(data, dict | list) and data:
+        pairs = data.items() if isinstance(data, dict) else enumerate(data)
+        return {k: v for key, value in pairs for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()}
+    return {path: data}
 
 
 def _short(value: Any) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from .. import registry
+from ..primitives.concepts import digest
 from ..primitives.filters import Sieve, Verdict
 from ..provenance import Record
-from ..types import Backbone, DiffAugError, NoiseSource, iterate
-from .arguments import Recipe, class_of, wants_mask
+from ..types import Backbone, Concept, DiffAugError, NoiseSource, iterate
+from .arguments import Recipe, class_of, offers_mask, wants_mask
 from .job import Job, Task
-from .making import Product, Source, finish, make, open_source, seed_of
+from .making import Product, Source, finish, make, open_source, seed_of, tells_mask
 from .planning import Planned
 
 __all__ = ["Loop"]
@@ -34,6 +35,7 @@ class Loop:
         plan: what there is to do.
         seed: of the job.
         sieve: judges what is made; ``None`` keeps everything.
+        controls: concepts that look at the image.
         attempts: how often an image is made before it is given up.
         strict: raise at the first bad input.
         progress: called with pieces done, pieces in all and the name of the last.
@@ -48,6 +50,7 @@ class Loop:
         *,
         seed: int = 0,
         sieve: Sieve | None = None,
+        controls: Sequence[Concept] = (),
         attempts: int = 1,
         strict: bool = False,
         progress: Progress | None = None,
@@ -55,6 +58,8 @@ class Loop:
     ):
         self.job, self.model, self.plan, self.seed, self.sieve = job, model, plan, seed, sieve
         self.attempts, self.strict, self.progress, self.say = (attempts if sieve else 1), strict, progress, say
+        self.controls = tuple(controls)
+        self.digest = "+".join([model.digest, *(digest(c)[:16] for c in controls)])
         self.before = job.done(plan.tasks)
         self._past_tasks: set[str] = set()
         for line in plan.skipped.values():
@@ -136,7 +141,7 @@ class Loop:
             opened = self._open(recipe, mine)
             seeds = [seed_of(self.seed, *task.key, 0) for task, _ in opened]
             rows = [
-                {"image": s.fitted.tensor, "label": class_of(t.item, self.model), "id": t.item.id, "seed": seed}
+                {"image": s.fitted.tensor, "label": self._phrase(t), "id": t.item.id, "seed": seed}
                 | ({} if s.mask_fitted is None else {"mask": s.mask_fitted.tensor})
                 for (t, s), seed in zip(opened, seeds, strict=True)
             ]
@@ -173,7 +178,7 @@ class Loop:
             given = [self.plan.given[task.name] for task, _ in waiting[part]]
             sources = [source for _, source in waiting[part]]
             try:
-                return guarded(lambda: make(self.model, recipe, sources, given, seeds[part]))
+                return guarded(lambda: self._call(recipe, sources, given, seeds[part]))
             except MemoryFull:
                 raise
             except DiffAugError as error:
@@ -190,6 +195,11 @@ class Loop:
                 self._skip(task, DiffAugError(f"{task.item.image}: {result}"))
         return [a[0] if isinstance(a, list) else None for a in alone]
 
+    def _call(
+        self, recipe: Recipe, sources: Sequence[Source], given: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+    ) -> list[Product]:
+        return make(self.model, recipe, sources, given, seeds, self.controls)
+
     # ------------------------------------------------------------------------------------------------- results
 
     def _judge(self, source: Source, product: Product) -> Verdict:
@@ -204,6 +214,10 @@ class Loop:
         back = {prompt: kind for kind, prompt in self.plan.classes.items()}
         return back.get(product.kind, product.kind)
 
+    def _phrase(self, task: Task) -> str | None:
+        kind = class_of(task.item, self.model)
+        return None if kind is None else self.plan.classes.get(kind, kind)
+
     def _keep(self, recipe: Recipe, task: Task, source: Source, tried: Tried) -> None:
         self._past(task)
         if task.name in self.before:
@@ -213,7 +227,7 @@ class Loop:
         record = Record(
             method=recipe.method.name,
             backbone=self.model.name,
-            backbone_digest=self.model.digest,
+            backbone_digest=self.digest,
             seed=seed,
             parameters=given,
             source=task.item.id,
@@ -222,12 +236,17 @@ class Loop:
             scores={**product.scores, **verdict.scores},
         )
         record.to_json()  # refuses what JSON cannot hold
-        before = {"rejected_before": [_scored(s, v) for s, _, v in tried[:-1]]} if len(tried) > 1 else {}
+        more: dict[str, Any] = {}
+        if source.mask is not None:  # for a replay: `mask=`, or primitives.told.with_mask
+            used = offers_mask(recipe) or wants_mask(recipe)
+            more["mask"] = "parameter" if used else "told" if tells_mask(recipe, self.model) else "unused"
+        if len(tried) > 1:
+            more["rejected_before"] = [_scored(s, v) for s, _, v in tried[:-1]]
         if product.kind is not source.item.kind:
             labels = self.model.contract.labels
             number = isinstance(source.item.kind, int) and kind in labels
             product = replace(product, kind=labels.index(str(kind)) if number else kind)
-        self.job.keep(task, source, product, {**asdict(record), **before})
+        self.job.keep(task, source.scan, product, {**asdict(record), **more})
 
     def _reject(self, task: Task, tried: Tried) -> None:
         if task.name not in self.before:

@@ -14,11 +14,13 @@ from .. import registry
 from ..io import images
 from ..io.datalist import Item
 from ..io.images import Scan
+from ..primitives import concepts
 from ..primitives.fitting import Fitted, fit
-from ..types import Backbone, Contract, DiffAugError, NoiseSource, Sample, iterate
-from .arguments import TEXTS, Recipe, wants_mask
+from ..primitives.told import with_mask
+from ..types import Backbone, Concept, Contract, DiffAugError, NoiseSource, Sample, iterate
+from .arguments import TEXTS, Recipe, offers_mask, wants_mask
 
-__all__ = ["Product", "Source", "finish", "make", "open_source", "seed_of"]
+__all__ = ["Product", "Source", "batched", "finish", "make", "numbers_of", "open_source", "seed_of", "tells_mask"]
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,11 @@ def make(
     sources: Sequence[Source],
     given: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
+    controls: Sequence[Concept] = (),
 ) -> list[Product]:
     """Run an ``edit`` method on a batch.
+
+    A method that keeps labels, on a backbone that takes masks, is told the images' own.
 
     Args:
         backbone: the model.
@@ -103,27 +108,33 @@ def make(
         sources: one or more.
         given: for each of them what the method is told; the same keys for all.
         seeds: one for each.
+        controls: concepts that look at the image.
 
     Returns:
         one product for each source.
     """
     tensors = [s.fitted.tensor for s in sources]
     image = torch.stack(tensors).to(backbone.device)
-    arguments = _batched(recipe, given)
-    if wants_mask(recipe):
-        arguments["mask"] = torch.stack([_region(s) for s in sources]).to(backbone.device)
-    with torch.no_grad():  # methods that need gradients turn them on themselves
-        result: Sample = registry.call(recipe.method, backbone, image, **arguments, generator=NoiseSource(seeds))
+    arguments = batched(recipe, given)
+    regions = None
+    if all(s.mask_fitted is not None for s in sources):
+        regions = torch.stack([_region(s) for s in sources]).to(backbone.device)
+    if regions is not None and (wants_mask(recipe) or offers_mask(recipe)):
+        arguments["mask"] = regions
+    with torch.no_grad(), concepts.applied(backbone, *controls, image=image, mask=regions) as model:
+        if regions is not None and tells_mask(recipe, backbone):
+            model = with_mask(model, regions)
+        result: Sample = registry.call(recipe.method, model, image, **arguments, generator=NoiseSource(seeds))
         kept = recipe.method.labels in ("kept", "replaced")
         reference = backbone.decode(backbone.encode(image)).cpu() if kept else None
     products = []
     for i, (source, single) in enumerate(zip(sources, iterate(result), strict=True)):
-        numbers = _numbers(result.info, i, len(sources))
+        numbers = numbers_of(result.info, i, len(sources))
         products.append(finish(recipe, source, single, None if reference is None else reference[i], numbers))
     return products
 
 
-def _batched(recipe: Recipe, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def batched(recipe: Recipe, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Texts as one per image, everything else once."""
     out: dict[str, Any] = {}
     for key, first in given[0].items():
@@ -133,13 +144,18 @@ def _batched(recipe: Recipe, given: Sequence[Mapping[str, Any]]) -> dict[str, An
     return out
 
 
+def tells_mask(recipe: Recipe, backbone: Backbone) -> bool:
+    """Whether the images' masks are told to the backbone along with the prompt, by a method that knows of none."""
+    told = recipe.takes("prompt") and not offers_mask(recipe)
+    return "mask" in backbone.conditioner.accepts and told and recipe.method.labels == "kept"
+
+
 def _region(source: Source) -> Tensor:
-    if source.mask_fitted is None:
-        raise DiffAugError(f"{source.item.image} has no mask: add one to the datalist as 'label'")
+    assert source.mask_fitted is not None
     return (source.mask_fitted.tensor > 0).float()
 
 
-def _numbers(info: Mapping[str, Any], i: int, n: int) -> dict[str, float]:
+def numbers_of(info: Mapping[str, Any], i: int, n: int) -> dict[str, float]:
     """Of a sample's remarks those that are one number an image."""
     found = {}
     for key, value in info.items():

@@ -54,7 +54,7 @@ def planned(
                 plan.unchanged.append(f"{item.id}, {recipe.name}: {unchanged}")
                 continue
             shared = {k: ("text" if k in TEXTS and isinstance(v, str) else v) for k, v in given.items()}
-            group = alike.setdefault(json.dumps(shared, sort_keys=True, default=repr), [])
+            group = alike.setdefault(json.dumps([item.mask is None, shared], sort_keys=True, default=repr), [])
             for copy in range(1, (copies if recipe.draws else 1) + 1):
                 task = Task(item, recipe.name, copy, f"{name}_{recipe.name}_{copy}")
                 plan.given[task.name] = given

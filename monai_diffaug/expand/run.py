@@ -117,7 +117,9 @@ def expand(
     model = backbone if isinstance(backbone, Backbone) else hub.load(backbone, precision=precision, device=device)
     items = datalist.read(source, section=section, base=base)
     with ExitStack() as stack:
-        model = stack.enter_context(taught_by.applied(model, *opened_concepts(concepts)))
+        known = opened_concepts(concepts)
+        controls = [c for c in known if c.kind == "controlnet"]  # they look at the image
+        model = stack.enter_context(taught_by.applied(model, *[c for c in known if c.kind != "controlnet"]))
         named = recipes([methods] if isinstance(methods, str) else methods, model, parameters)
         check_limits(keep or {}, model)
         size = batch_size or usual_batch(model.contract)
@@ -127,6 +129,7 @@ def expand(
             "methods": [{"name": r.method.name, "parameters": dict(r.parameters)} for r in named],
             "backbone": model.name,
             "backbone_digest": model.digest,
+            "controls": [taught_by.digest(c)[:16] for c in controls],
             "copies": copies,
             "seed": seed,
             "keep": dict(keep or {}),
@@ -139,10 +142,19 @@ def expand(
         job = Job(out, settings)
         sieve = _sieve(model, items, keep or {}, plan)
         loop = Loop(
-            job, model, plan, seed=seed, sieve=sieve, attempts=attempts, strict=strict, progress=progress, say=say
+            job,
+            model,
+            plan,
+            seed=seed,
+            sieve=sieve,
+            controls=controls,
+            attempts=attempts,
+            strict=strict,
+            progress=progress,
+            say=say,
         )
         loop.run()
-        return _ended(loop, begin, datalist.license_of(source))
+        return ended(loop, begin, datalist.license_of(source))
 
 
 def opened_concepts(concepts: Iterable[str | Path | Concept]) -> list[Concept]:
@@ -164,7 +176,7 @@ def _sieve(model: Backbone, items: Sequence[Item], keep: Mapping[str, float], pl
     return Sieve(model, torch.stack(real) if real else None, keep, plan.classes)
 
 
-def _ended(loop: Loop, begin: float, license_of_source: str) -> Outcome:
+def ended(loop: Loop, begin: float, license_of_source: str) -> Outcome:
     """Write the datalist; a job that made nothing has failed."""
     plan, model, job = loop.plan, loop.model, loop.job
     skipped, unchanged = tuple(plan.skipped.values()), tuple(dict.fromkeys(plan.unchanged))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..types import DiffAugError
 from .atomic import write_bytes
 
-__all__ = ["ENDINGS", "Scan", "ending", "mask_like", "read", "write"]
+__all__ = ["ENDINGS", "Scan", "blank", "ending", "mask_like", "read", "write"]
 
 ENDINGS = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg")
 """What can be read and written."""
@@ -292,3 +292,17 @@ def mask_like(scan: Scan) -> Scan:
     if scan.kind != "nifti":
         return Scan(blank, "png", "uint8", scan.path.with_suffix(".png"), mode="L")
     return replace(scan, image=blank, dtype="uint8", shape=(*scan.shape, 1, 1)[:3], scaling=(1.0, 0.0))
+
+
+def blank(channels: int, size: Sequence[int], spacing: Sequence[float] | None = None) -> Scan:
+    """Black, to write an image like it that comes from no file: a PNG for 2D gray or color, else float NIfTI."""
+    if len(size) == 2 and channels in (1, 3):
+        mode = "L" if channels == 1 else "RGB"
+        return Scan(torch.zeros((channels, *size), dtype=torch.uint8), "png", "uint8", Path("blank.png"), mode=mode)
+    flat = (*size, 1)[:3]
+    shape = flat if channels == 1 else (*flat, channels)
+    spaces = [*(spacing or ()), 1.0, 1.0, 1.0][:3]
+    affine = np.diag([*spaces, 1.0])
+    header = nib.Nifti1Image(np.zeros(shape, np.float32), affine).header
+    image = torch.zeros((channels, *size))
+    return Scan(image, "nifti", "float32", Path("blank.nii.gz"), header=header, affine=affine, shape=shape)
