@@ -196,7 +196,8 @@ def changed(image: Tensor, words: Attributes, generator: torch.Generator) -> Ten
         c, s = math.cos(angle) / size, math.sin(angle) / size
         matrix = torch.tensor([[c, -s, -c * shift], [s, c, -s * shift]])
         grid = F.affine_grid(matrix[None], [1, 1, SIZE, SIZE], align_corners=False)
-        image = F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
+        edge = torch.cat([image[0, 0], image[0, -1], image[0, :, 0], image[0, :, -1]]).median()
+        image = F.grid_sample(image[None] - edge, grid, align_corners=False)[0] + edge  # beyond the edge: as at it
     image = ((image + 1) * gain - 1).clamp(-1, 1)
     if words.cropped:
         margin = int(between(9, 12.999))

@@ -13,8 +13,10 @@ from monai_diffaug.primitives.fitting import fit
 
 @pytest.fixture(scope="module")
 def hands():
-    items = [i for i in datalist.read("mednist") if i.kind == "hand x-ray"]
-    return [fit(images.read(i.image, dims=2).image, mednist.CONTRACT).tensor for i in items]
+    """Films with nothing at their edges (some have a white frame, which moves with the hand)."""
+    items = [i for i in datalist.read("mednist") if i.kind in ("hand x-ray", "breast mri")]
+    films = [fit(images.read(i.image, dims=2).image, mednist.CONTRACT).tensor for i in items]
+    return [f for f in films if float(torch.cat([f[0, 0], f[0, :, 0], f[0, :, -1]]).max()) < -0.5]
 
 
 def measures(image):
@@ -52,7 +54,7 @@ def compare(hands, a, b, key):
     ids=["size", "brightness", "side", "cropped"],
 )
 def test_attributes_show_in_the_pixels(hands, more, less, key):
-    assert hands
+    assert len(hands) >= 3
     assert compare(hands, more, less, key) == 1.0
 
 
