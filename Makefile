@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Where torch comes from, for instance TORCH="--index-url https://download.pytorch.org/whl/cpu" for the build without CUDA.
+# Further options for the install of torch, such as another index.
 TORCH ?=
 OUT ?= demo
 
