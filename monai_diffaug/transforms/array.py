@@ -141,7 +141,7 @@ class RandDiffusionAugment(RandomizableTransform, TraceableTransform):
 def request(runner: MethodRunner, image: Tensor, seed: int, labels: Sequence[Any], given: dict[str, Any]) -> Request:
     """What is asked for one image, with what its labels (classes and masks) say."""
     masks = [torch.as_tensor(x) for x in labels if is_mask(x, image)]
-    classes = [class_of(x, runner.backbone.contract) for x in labels if not is_mask(x, image)]
+    classes = [class_of(x, runner) for x in labels if not is_mask(x, image)]
     kind = next((c for c in classes if c is not None), None)
     return Request(image, seed, given, kind, masks[0] if masks else None, source_of(image))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..primitives.fitting import fit
 from ..registry import Method
 from ..types import Contract, DiffAugError
-from .running import Outcome
+from .running import MethodRunner, Outcome
 
 __all__ = ["class_of", "is_mask", "new_label"]
 
@@ -21,15 +21,20 @@ def is_mask(value: Any, image: Any) -> bool:
     return hasattr(value, "ndim") and value.ndim == image.ndim and value.ndim > 1
 
 
-def class_of(value: Any, contract: Contract) -> str | None:
-    """The backbone's name of the class that a label says, if it has one: a name, or a position in ``labels``."""
+def class_of(value: Any, runner: MethodRunner) -> str | None:
+    """The name of the class that a label says, if the backbone knows it: a name, or a position in its ``labels``."""
+    contract: Contract = runner.backbone.contract
     if isinstance(value, str):
-        return value if value in contract.labels else None
-    if isinstance(value, bool) or getattr(value, "size", 1) == 0:
+        return value if runner.knows(value) else None
+    if isinstance(value, bool) or _count(value) != 1:
         return None
-    number = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
+    number = value.item() if hasattr(value, "item") else value
     whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
     return contract.labels[int(number)] if whole and 0 <= number < len(contract.labels) else None
+
+
+def _count(value: Any) -> int:
+    return value.numel() if isinstance(value, Tensor) else int(np.size(value))
 
 
 def new_label(method: Method, key: Any, old: Any, outcome: Outcome) -> Any:
@@ -57,7 +62,7 @@ def _new_class(method: Method, key: Any, old: Any, outcome: Outcome) -> Any:
         raise DiffAugError(f"{method.name} does not say what class its image is: give prompt=..., or leave {key!r} out")
     if isinstance(old, str):
         return str(name)
-    if np.size(old) != 1:
+    if _count(old) != 1:
         raise DiffAugError(f"{key!r} is no single class, and {method.name} changes classes: give a name or a number")
     labels = outcome.fitted.contract.labels
     if isinstance(name, str) and name not in labels:
@@ -68,4 +73,4 @@ def _new_class(method: Method, key: Any, old: Any, outcome: Outcome) -> Any:
     number = labels.index(name) if isinstance(name, str) else int(name)
     if isinstance(old, Tensor):
         return torch.full_like(old, number)
-    return np.full_like(old, number) if isinstance(old, np.ndarray | np.generic) else type(old)(number)
+    return np.full_like(old, number) if isinstance(old, np.ndarray) else type(old)(number)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -111,9 +112,20 @@ class MethodRunner:
 
     @property
     def asks_mask(self) -> bool:
-        """Whether a label mask can be told to the backbone along with the prompt."""
-        takes = "mask" in self.backbone.conditioner.accepts and "prompt" in self.entry.signature.parameters
-        return takes and self.entry.labels == "kept"
+        """Whether label masks are told to the backbone along with the prompt, by a method that knows of none."""
+        told = "prompt" in self.entry.signature.parameters and not self.offers_mask
+        return "mask" in self.backbone.conditioner.accepts and told and self.entry.labels == "kept"
+
+    @property
+    def offers_mask(self) -> bool:
+        """Whether the method wants the label and its mask where there is one, without insisting."""
+        known = self.entry.signature.parameters
+        return {"label", "mask"} <= set(known) and known["mask"].default is None and "mask" not in self._own
+
+    @property
+    def _own(self) -> set[str]:
+        """What the user says himself."""
+        return {*self.constants, *self.keys}
 
     def run(self, requests: Sequence[Request]) -> list[Outcome]:
         """Augment images, in one batch."""
@@ -122,6 +134,8 @@ class MethodRunner:
         images = torch.stack([f.tensor for f in fitted]).to(self.backbone.device)
         masks = self._label_masks(requests, fitted)
         told = [self._told(r, f) for r, f in zip(requests, fitted, strict=True)]
+        if masks is not None and self.offers_mask:
+            told = [{"mask": mask, **t} for mask, t in zip(masks, told, strict=True)]
         with _LOCK, ExitStack() as stack:
             backbone = stack.enter_context(self._controlled(images, masks))
             if masks is not None and self.asks_mask:
@@ -170,8 +184,7 @@ class MethodRunner:
             for k, p in entry.signature.parameters.items()
             if p.default is p.empty
             and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-            and k not in _GIVEN | set(self.constants) | set(self.keys)
-            and not (k == "prompt" and entry.labels == "kept")
+            and k not in _GIVEN | self._own
         ]
         if missing:
             name = missing[0]
@@ -197,19 +210,32 @@ class MethodRunner:
         for name, value in request.given.items():
             spatial = isinstance(value, Tensor) and value.ndim == request.image.ndim
             told[name] = fit(value, fitted.contract, mask=True, like=fitted).tensor if spatial else _plain(value)
-        takes = "prompt" in self.entry.signature.parameters and "prompt" not in {**told, **self.constants}
-        if takes and self.entry.labels == "kept" and "prompt" in self.backbone.conditioner.accepts:
-            kind = request.kind if request.kind is not None else self._shown(request.mask)
-            if kind is not None:
-                told["prompt"] = kind
-        return told
+        kind = request.kind if request.kind is not None else self._shown(request.mask)
+        return told if kind is None else {**self._implied(kind, {*told, *self.constants}), **told}
+
+    def _implied(self, kind: str, given: set[str]) -> dict[str, Any]:
+        """What follows from the class that an image shows, where the user says nothing else."""
+        takes, accepts = self.entry.signature.parameters, self.backbone.conditioner.accepts
+        phrase = str(getattr(self.backbone.conditioner, "template", "{}")).format(kind)
+        if "source_prompt" in takes and "prompt" in accepts and "source_prompt" not in given:
+            return {"source_prompt": phrase}
+        if self.entry.labels != "kept" or {"prompt", "label"} & given:
+            return {}
+        if "label" in takes:
+            return {"label": kind}
+        return {"prompt": phrase} if "prompt" in takes and "prompt" in accepts else {}
 
     def _shown(self, mask: Tensor | None) -> str | None:
-        """The class that a label mask stands for, with a backbone of two classes that takes masks."""
+        """The class that a label mask stands for, with two classes and masks: the second unless it is empty."""
         labels = self.backbone.contract.labels
-        if mask is None or len(labels) != 2 or not self.asks_mask:
+        if mask is None or len(labels) != 2 or "mask" not in self.backbone.conditioner.accepts:
             return None
         return labels[1] if bool((mask > 0).any()) else labels[0]
+
+    def knows(self, kind: str) -> bool:
+        """Whether the backbone can be told a class by its name: it is one of its own, or words were learned."""
+        learned = getattr(self.backbone.conditioner, "learned", ()) or self.constants.get("concept")
+        return kind in self.backbone.contract.labels or bool(learned)
 
     @contextmanager
     def _controlled(self, images: Tensor, masks: Tensor | None) -> Iterator[Backbone]:
@@ -299,11 +325,8 @@ def _refuse_cuda_in_forks(device: Any) -> None:
 
 def _plain(value: Any) -> Any:
     """A number or text out of whatever a loader made of it."""
-    return value.item() if hasattr(value, "item") and getattr(value, "size", None) in (1, ()) else _scalar(value)
-
-
-def _scalar(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, np.generic)
+    return value.item() if one else value
 
 
 def _constant(told: Mapping[str, Any]) -> str:
