@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ReferenceResolver
 
-from monai_diffaug.backbones import weights as files
 from monai_diffaug.types import DiffAugError
 
 __all__ = [
@@ -47,20 +47,18 @@ def config_files(folder: Path) -> list[Path]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """One config, its relative references made absolute.
+    """One config, its relative references made absolute; empty for a list, which is data that lies beside the configs.
 
     Raises:
-        DiffAugError: not JSON or YAML, or no mapping.
+        DiffAugError: not JSON or YAML, or a macro that leads nowhere.
     """
-    if path.suffix == ".json":
-        data = files.read_json(path)
-    else:
-        try:
-            data = ConfigParser.load_config_file(path)
-        except Exception as e:
-            raise DiffAugError(f"{path} cannot be read ({' '.join(str(e).split())}): repair it") from None
+    try:
+        text = path.read_text(encoding="utf-8")
+        data: Any = json.loads(text) if path.suffix == ".json" else ConfigParser.load_config_file(path)
+    except Exception as e:
+        raise DiffAugError(f"{path} cannot be read ({' '.join(str(e).split())}): repair it") from None
     if not isinstance(data, dict):
-        raise DiffAugError(f"{path} holds no mapping: repair it")
+        return {}
     parser = ConfigParser(data)
     try:
         parser.resolve_macro_and_relative_ids()
@@ -98,14 +96,25 @@ def lookup(configs: Sequence[Mapping[str, Any]], name: str) -> Any:
         KeyError: none has it.
     """
     for config in configs:
-        here: Any = config
         try:
-            for key in ReferenceResolver.split_id(name):
-                here = here[int(key)] if isinstance(here, list) else here[key]
+            return _inside(config, ReferenceResolver.split_id(name))
         except (KeyError, IndexError, TypeError, ValueError):
             continue
-        return here
     raise KeyError(name)
+
+
+def _inside(here: Any, keys: list[str]) -> Any:
+    """Go down ``keys``. A config that is laid over others has whole ids (``train#sampler``) as its keys."""
+    if not keys:
+        return here
+    if isinstance(here, list):
+        return _inside(here[int(keys[0])], keys[1:])
+    plain = {ReferenceResolver.normalize_id(k): v for k, v in here.items()}
+    for n in range(len(keys), 0, -1):
+        joined = ReferenceResolver.sep.join(keys[:n])
+        if joined in plain:
+            return _inside(plain[joined], keys[n:])
+    raise KeyError(keys[0])
 
 
 def evaluate(value: Any, configs: Sequence[Mapping[str, Any]], trail: tuple[str, ...] = ()) -> Any:

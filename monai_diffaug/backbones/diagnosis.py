@@ -38,11 +38,15 @@ class Diagnosis:
 
     def fault(self, where: Any, what: str, mend: str = "") -> None:
         """Note something that keeps it from working."""
-        self.findings.append(Finding("fault", str(where), what, mend))
+        self.findings.append(Finding("fault", self._short(where), self._short(what), mend))
 
     def remark(self, where: Any, what: str, mend: str = "") -> None:
         """Note something worth knowing."""
-        self.findings.append(Finding("remark", str(where), what, mend))
+        self.findings.append(Finding("remark", self._short(where), self._short(what), mend))
+
+    def _short(self, text: Any) -> str:
+        """Paths below the one looked at, relative to it."""
+        return str(text).replace(f"{self.path}/", "") if self.path else str(text)
 
     @contextmanager
     def noting(self, where: Any) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import inspect
 import json
 import sys
@@ -22,7 +23,7 @@ from monai_diffaug.backbones import weights as files
 from monai_diffaug.backbones.diagnosis import Diagnosis
 from monai_diffaug.types import DiffAugError
 
-__all__ = ["check", "check_config", "check_metadata", "latent_size", "value_range"]
+__all__ = ["check", "check_config", "check_large_files", "check_metadata", "latent_size", "value_range"]
 
 Configs = Sequence[Mapping[str, Any]]
 
@@ -180,6 +181,29 @@ def check_metadata(diagnosis: Diagnosis, folder: Path) -> None:
         if older:
             what = f"{package} {installed} is installed, {version} is wanted"
             diagnosis.remark("configs/metadata.json", what, f"pip install '{package}>={version}'")
+
+
+def check_large_files(diagnosis: Diagnosis, folder: Path) -> bool:
+    """Files that a bundle fetches on its own, and their hashes; returns whether there is such a list."""
+    path = folder / "large_files.yml"
+    if not path.is_file():
+        return False
+    entries: list[Mapping[str, Any]] = []
+    with diagnosis.noting(path):
+        entries = list(bundles.read_config(path).get("large_files", []))
+    gone = [str(e["path"]) for e in entries if "path" in e and not (folder / str(e["path"])).is_file()]
+    if gone:
+        what = f"{len(gone)} of {len(entries)} files are not here ({', '.join(gone)})"
+        diagnosis.fault(path, what, f"python -m monai.bundle download_large_files --bundle_path {folder}")
+    for entry in entries:
+        kind, expected = str(entry.get("hash_type", "md5")), entry.get("hash_val")
+        if expected and entry.get("path") not in gone and kind in hashlib.algorithms_available:
+            found = hashlib.new(kind, (folder / str(entry["path"])).read_bytes()).hexdigest()
+            if found != expected:
+                diagnosis.fault(
+                    entry["path"], f"its {kind} is not that of large_files.yml", f"download {entry.get('url')}"
+                )
+    return True
 
 
 def value_range(configs: Configs) -> tuple[float, float, str]:

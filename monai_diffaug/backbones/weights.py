@@ -70,7 +70,9 @@ def resolve(target: str) -> Any:
         if module:
             hint = f"did you mean {module}.{near[0]}?" if near else "correct the name or the library's version"
             raise DiffAugError(f"_target_ {target!r} does not exist: {hint}")
-    raise DiffAugError(f"_target_ {target!r} is not among MONAI's networks, schedulers or transforms: give its full path")
+    raise DiffAugError(
+        f"_target_ {target!r} is not among MONAI's networks, schedulers or transforms: give its full path"
+    )
 
 
 def renamed_arguments(target: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -117,6 +119,9 @@ def instantiate(config: Mapping[str, Any], source: str = "config") -> nn.Module:
     if wrong:
         key, remedy = next(iter(wrong.items()))
         raise DiffAugError(f"{source}: {config['_target_']} takes no argument {key!r}; {remedy}")
+    if fitted.get("use_flash_attention") and not torch.cuda.is_available():
+        # MONAI refuses it without a GPU; the adapters switch to fused kernels anyway.
+        fitted["use_flash_attention"] = False
     try:
         return target(**fitted)
     except (TypeError, ValueError) as e:
@@ -178,7 +183,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over names and hashes of the weight files, scorer's and judge's aside: the identity of what is generated."""
+    """SHA-256 over names and hashes of the weight files, but the scorer's and judge's: the identity of what is generated."""
     files = {n: p for n, p in weight_files(folder).items() if not n.startswith(("scorer/", "judge/"))}
     lines = "".join(f"{name}:{sha256(path)}\n" for name, path in files.items())
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -196,7 +201,9 @@ def verify(folder: Path) -> None:
     files = weight_files(folder)
     for name, expected in read_json(listed).items():
         if name not in files:
-            raise DiffAugError(f"weight file {folder / name} is missing: copy it there or download the checkpoint again")
+            raise DiffAugError(
+                f"weight file {folder / name} is missing: copy it there or download the checkpoint again"
+            )
         if sha256(files[name]) != expected:
             raise DiffAugError(
                 f"weight file {files[name]} differs from its SHA-256 in digests.json: download it again, or call "

@@ -246,6 +246,31 @@ def test_a_contract_that_contradicts_the_networks(bundle):
     assert [m for w, _, m in found if w.endswith("contract.json")] == ['"latent_channels": 2', '"factor": 2']
 
 
+def test_a_bundle_that_asks_for_flash_attention_loads_without_a_gpu(bundle):
+    folder = bundle(_set("network_def", "use_flash_attention", value=True))
+    assert mends(examine(folder)) == []
+
+
+def test_overlaid_configs_data_beside_configs_and_large_files(bundle):
+    folder = bundle()
+    overlay = {
+        "train#sampler": {"_target_": "Compose"},
+        "train#loader#sampler": "@train#sampler",
+        "n": "@train#smapler",
+    }
+    (folder / "configs" / "multi_gpu_train.json").write_text(json.dumps(overlay))
+    (folder / "configs" / "masks.json").write_text("[1, 2]")
+    listed = {"path": "models/model.pt", "url": "https://x/model.pt", "hash_val": "0" * 32, "hash_type": "md5"}
+    lines = ["large_files:"] + [f"- {json.dumps(e)}" for e in (listed, {"path": "models/gone.pt", "url": "https://x"})]
+    (folder / "large_files.yml").write_text("\n".join(lines))
+    found = mends(examine(folder))
+    assert [w for w, _, _ in found] == ["large_files.yml", "models/model.pt", "configs/multi_gpu_train.json, n"]
+    assert "models/gone.pt" in found[0][1]
+    assert "download_large_files" in found[0][2]
+    assert "md5" in found[1][1]
+    assert found[2][2] == "write @train#sampler"
+
+
 def test_bundle_code_is_not_run_and_expressions_stay_arithmetic():
     config = {"n": 4, "list": [1, 2], "size": "$[@n * 2, @list::1 + 1]"}
     assert bundles.evaluate("@size", [config]) == [8, 3]

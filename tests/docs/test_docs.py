@@ -65,6 +65,6 @@ def test_methods_named_in_the_docs_exist():
     from monai_diffaug import registry
 
     for page in PAGES:
-        for word in re.findall(r'method="(\w+)"|--method (\w+)|diffaug where (\w+)', page.read_text(encoding="utf-8")):
+        for word in re.findall(r'method="(\w+)"|--method (\w+)|diffaug where ([a-z]\w*)', page.read_text(encoding="utf-8")):
             method = next(w for w in word if w)
             assert method == "ilvr" or registry.get(method)
