@@ -109,7 +109,7 @@ def test_self_attention_copies_the_sources_maps_on_small_maps_only():
     assert rule(Site("x", "self", 16, 0), q, k, v, late) is None
 
 
-# ------------------------------------------------------------------------------------------------------------ the method
+# ---------------------------------------------------------------------------------------------------------- the method
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -179,5 +179,5 @@ def test_grid_of_attention_tokens(tokens, size, shape):
 @pytest.mark.parametrize("wrong", [{"mode": "swap"}, {"weights": {"tumor": 2.0}}, {"prompt": "a zebra"}])
 def test_refusals(wrong):
     backbone, image = backbone_and_image()
-    with pytest.raises(DiffAugError, match="use|choose|did you mean"):
+    with pytest.raises(DiffAugError, match=r"use|choose|did you mean"):
         call(backbone, image, **wrong)

@@ -11,7 +11,7 @@ from monai_diffaug.types import DiffAugError, NoiseSource
 
 def published_times(total: int, length: int, rounds: int) -> list[int]:
     """The published schedule: indices of noise levels, 0 the least noisy, -1 clean (supplement B of the paper)."""
-    left = {t: rounds - 1 for t in range(0, total - length, length)}
+    left = dict.fromkeys(range(0, total - length, length), rounds - 1)
     t, visited = total, []
     while t >= 1:
         t -= 1
@@ -28,7 +28,7 @@ def published_times(total: int, length: int, rounds: int) -> list[int]:
 def test_levels_are_visited_in_the_published_order(total, length, rounds):
     schedule = ideal_backbone().schedule
     plan = plans.with_jumps(plans.ddpm(schedule, total), length, rounds)
-    sigmas = [row.level.sigma for row in plans.ddpm(schedule, total)][::-1] + [0.0]  # by index; the last is -1
+    sigmas = [*[row.level.sigma for row in plans.ddpm(schedule, total)][::-1], 0.0]  # by index; the last is -1
     walked = [plan[0].level.sigma]
     for row in plan:
         assert row.level.sigma == pytest.approx(walked[-1], abs=1e-12), "every row begins where the last one ended"
