@@ -70,8 +70,9 @@ def applied(
 ) -> Iterator[Backbone]:
     """Put concepts, in this order, on a backbone: within the block it knows them.
 
-    ``with applied(backbone, "new.safetensors") as taught: sdedit(taught, image, ...)``. ``backbone`` itself is not changed, inside the block or after it. ``taught.digest`` names the concepts as well, and
-    a concept learned on ``taught`` wants them there. Any method then runs on ``taught`` as it does on ``backbone``.
+    ``with applied(backbone, "new.safetensors") as taught: sdedit(taught, image, ...)``. Any method runs on ``taught``
+    as it does on ``backbone``, which is not changed, inside the block or after it. ``taught.digest`` names the concepts
+    as well, and a concept learned on ``taught`` wants them there.
 
     Args:
         backbone: what they were learned on.
@@ -98,8 +99,10 @@ def applied(
         elif concept.kind == "weights":
             taught = replace(taught, network=adapters.replaced(taught.network, tensors))
         elif concept.kind == "controlnet":
-            seen = _hint(concept, backbone, image, mask) if hint is None else hint
-            branch = control.branch(taught, int(concept.info["hint_channels"]), tensors)
+            seen = _hint(concept, image, mask) if hint is None else hint
+            channels = int(concept.info["hint_channels"])
+            seen = control.check_hint(backbone, seen, channels)
+            branch = control.branch(taught, channels, tensors)
             taught = control.controlled(taught, branch, seen, scale=hint_scale, guess=guess)
         elif concept.kind == "direction":
             raise DiffAugError("a direction acts between two passes of a step: give it to the method that learned it")
@@ -107,14 +110,14 @@ def applied(
     yield taught
 
 
-def _hint(concept: Concept, backbone: Backbone, image: Tensor | None, mask: Tensor | None) -> Tensor:
+def _hint(concept: Concept, image: Tensor | None, mask: Tensor | None) -> Tensor:
     """What a controlnet is to look at, made of the image as it was in training."""
     name = str(concept.info.get("hint", ""))
     if name == "mask" and mask is not None:
         image = mask if image is None else image
     if image is None or name not in hints.HINTS:
         raise DiffAugError(f"a controlnet wants something to look at: give `hint`, or `image` for its {name or 'hint'}")
-    return control.check_hint(backbone, hints.hint_of(name, image, mask), int(concept.info["hint_channels"]))
+    return hints.hint_of(name, image, mask)
 
 
 def save(concept: Concept, path: str | Path) -> Path:

@@ -48,8 +48,8 @@ def da_fusion(
     Args:
         backbone: the model.
         image: in the contract's value range.
-        label: class of the images, one or one per image; ``x`` is called by the learned word ``x`` or ``<x>`` if a
-            concept brings it.
+        label: class of the images, one or one per image; a class that the backbone does not know goes by the word that
+            ``concept`` brings for it.
         prompt: in place of a label; with neither, the word of ``concept`` if that is one, else the null condition.
         mask: (B, 1, *S), 1 on the object that the label mask outlines.
         concept: learned words or adapters, or their files.
@@ -115,7 +115,6 @@ def _what(
         what["prompt"] = prompt
     elif label is not None and words:
         names = [label] * batch if isinstance(label, str) else [str(x) for x in label]
-        names = [x if x in words else f"<{x}>" if f"<{x}>" in words else x for x in names]
         what["prompt"] = [embeddings.sentence(backbone, x) for x in names]
     elif label is not None:
         what["label"] = [label] if isinstance(label, str) else label

@@ -85,7 +85,7 @@ def _backward(denoiser: Denoiser, objective: Objective, m: int, rate: float = 1e
             optimizer = torch.optim.Adam([change], lr=rate)
             for _ in range(m):
                 loss = objective(x0 + change)
-                if float(loss.max()) < 1e-5:
+                if float(loss.detach().max()) < 1e-5:
                     break
                 optimizer.zero_grad()
                 loss.sum().backward()
