@@ -183,7 +183,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over names and hashes of the weight files, but the scorer's and judge's: the identity of what is generated."""
+    """SHA-256 over names and hashes of the weight files without scorer and judge: the identity of what is generated."""
     files = {n: p for n, p in weight_files(folder).items() if not n.startswith(("scorer/", "judge/"))}
     lines = "".join(f"{name}:{sha256(path)}\n" for name, path in files.items())
     return hashlib.sha256(lines.encode()).hexdigest()
