@@ -81,7 +81,8 @@ def test_no_amount_gives_the_image_back_and_more_moves_it_further(backbone, imag
     ]
     assert far[0] < 2e-3
     assert far == sorted(far)
-    there, opposite = (call(backbone, image, concept, amount=a, boost=0.0) - back for a in (0.02, -0.02))
+    still = call(backbone, image, concept, amount=0.0, boost=0.0)
+    there, opposite = (call(backbone, image, concept, amount=a, boost=0.0) - still for a in (0.02, -0.02))
     cosine = torch.nn.functional.cosine_similarity(there.flatten(), opposite.flatten(), dim=0)
     assert cosine < -0.9, "small amounts act linearly"
 
