@@ -1,7 +1,8 @@
 """The main job, `diffaug expand`, and its two smaller sisters: one image edited, and images from nothing."""
 
 from .generate import generate
+from .learning import learn
 from .run import Outcome, expand
 from .single import Edited, edit
 
-__all__ = ["Edited", "Outcome", "edit", "expand", "generate"]
+__all__ = ["Edited", "Outcome", "edit", "expand", "generate", "learn"]
