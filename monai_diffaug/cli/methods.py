@@ -61,8 +61,8 @@ def list_methods(
         _table(found)
 
 
-@app.command()
-def where(
+@app.command("where")
+def where_is(
     name: Annotated[str, typer.Argument(help="A method's name or alias.")],
     json: JSON = False,
 ) -> None:
