@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
@@ -128,6 +129,51 @@ class DiffusersUNet:
             sites["bottleneck"] = self._net.mid_block
         sites.update((f"up.{i}", b) for i, b in enumerate(self._net.up_blocks))
         return sites
+
+    def control_branch(self, hint_channels: int, factor: int) -> DiffusersControlBranch:
+        """A trainable copy of the encoder that sees a hint; at the start it adds nothing. See ``primitives.control``.
+
+        Args:
+            hint_channels: channels of the hint.
+            factor: image size over latent size, a power of two.
+        """
+        return DiffusersControlBranch(self.module, hint_channels, factor)
+
+
+class DiffusersControlBranch:
+    """Diffusers' own ``ControlNetModel`` beside a ``UNet2DConditionModel``.
+
+    Args:
+        network: the U-Net; copied, not touched.
+        hint_channels: channels of the hint.
+        factor: image size over latent size.
+    """
+
+    WIDTHS = (16, 32, 96, 256)
+
+    def __init__(self, network: nn.Module, hint_channels: int, factor: int):
+        halvings = factor.bit_length() - 1
+        if not isinstance(network, UNet2DConditionModel):
+            raise DiffAugError(f"{type(network).__name__} carries no control branch: use a UNet2DConditionModel")
+        if factor < 1 or factor != 1 << halvings or halvings >= len(self.WIDTHS):
+            raise DiffAugError(
+                f"a control branch cannot bring a hint to 1/{factor}: use a backbone of factor 1, 2, 4 or 8"
+            )
+        self.module: nn.Module = ControlNetModel.from_unet(
+            network,
+            conditioning_embedding_out_channels=self.WIDTHS[: halvings + 1],
+            conditioning_channels=hint_channels,
+        )
+        self.module.requires_grad_(True)
+        fuse(self.module)
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition, hint: Tensor) -> tuple[Tensor, ...]:
+        """Residuals for the network's down features and its middle, for a hint (B, C, *image size)."""
+        if condition.concat is not None:
+            x = torch.cat([x, condition.concat.to(x.dtype)], dim=1)
+        labels = condition.labels if condition.labels is not None else condition.vector
+        down, middle = self.module(x, t, condition.tokens, hint, class_labels=labels, return_dict=False)
+        return (*down, middle)
 
 
 class DiffusersAutoencoder:

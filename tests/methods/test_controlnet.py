@@ -1,5 +1,7 @@
 """The branch starts as nothing, learns from hints, and is put on by the concept alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from monai_diffaug import registry
 from monai_diffaug.primitives import concepts, control, hints
 from monai_diffaug.testing import digest_of, tiny
 from monai_diffaug.types import DiffAugError, NoiseSource
+from tests.networks import diffusers_backbone
 
 
 def images(backbone, n=3):
@@ -127,3 +130,28 @@ def test_several_controls_add_up():
         told = backbone.condition(1)
         assert torch.allclose(twice.output(x, t, told), doubled.output(x, t, told), atol=1e-5)
     assert len(residuals) == 5
+
+
+def test_all_methods_that_learn_work_on_a_diffusers_pipeline():
+    """The branch is diffusers' own; adapters, words and the closed form go by the same names."""
+    backbone = replace(diffusers_backbone(), digest="pipeline")
+    source, x = images(backbone), torch.randn(3, 4, 8, 8)
+    before = digest_of(backbone)
+    with torch.no_grad():
+        free = backbone.output(x, 500.0, backbone.condition(3, prompt="a head ct"))
+    calls = {
+        "controlnet": {"images": source, "rate": 1e-2},
+        "textual_inversion": {"images": source, "word": "head", "rate": 1.0},
+        "dreambooth": {"images": source, "class_prompt": "a head ct", "prior": 2, "rate": 1e-2},
+        "uce": {"concepts": "head ct", "preserve": []},
+    }
+    for name, given in calls.items():
+        steps = {} if name == "uce" else {"steps": 2, "generator": NoiseSource([0])}
+        concept = registry.call(name, backbone, **given, **steps)
+        with torch.no_grad(), concepts.applied(backbone, concept, image=source) as taught:
+            led = taught.output(x, 500.0, taught.condition(3, prompt="a head ct"))
+        assert (led - free).abs().max() > 1e-5, name
+    nothing = learn(backbone, steps=0)
+    with torch.no_grad(), concepts.applied(backbone, nothing, image=source) as taught:
+        assert torch.equal(taught.output(x, 500.0, taught.condition(3, prompt="a head ct")), free)
+    assert digest_of(backbone) == before
