@@ -136,12 +136,18 @@ def _lines(diagnosis: Diagnosis) -> list[str]:
     lines += [f"  {name}: {count} components" for name, count in facts.get("configs", {}).items()]
     for part in ("network", "autoencoder"):
         if part in facts:
-            lines.append(
-                f"  {part}: {facts[part].get('_target_', '?')}, weights {facts[part].get('weights', 'none that fit')}"
-            )
-    for key in ("schedule", "latent_scale", "value_range", "size", "offers", "digest"):
+            filled = f", filled from {facts[part]['weights']}" if "weights" in facts[part] else ""
+            lines.append(f"  {part}: {facts[part].get('_target_', '?')}{filled}")
+    if "schedule" in facts:
+        noise = facts["schedule"]
+        kind = "rectified flow" if noise["flow"] else "variance preserving"
+        first, last = noise["log_snr"]
+        told = f"{noise['steps']} steps, {kind}, predicts {noise['prediction']}, log-SNR {first:g} to {last:g}"
+        lines.append(f"  schedule: {told}")
+    for key in ("latent_scale", "value_range", "size", "offers", "digest"):
         if facts.get(key) is not None:
-            lines.append(f"  {key.replace('_', ' ')}: {facts[key]}")
+            value = ", ".join(map(str, facts[key])) if isinstance(facts[key], list) else facts[key]
+            lines.append(f"  {key.replace('_', ' ')}: {value}")
     return lines
 
 

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from monai.networks import nets
 from typer.testing import CliRunner
 
+from monai_diffaug import registry
 from monai_diffaug.backbones import bundles, hub, machine
 from monai_diffaug.backbones.doctor import examine
 from monai_diffaug.cli import app
@@ -428,6 +429,21 @@ def test_this_machine(monkeypatch):
     result = run(app, ["doctor", "--no-trial"])
     assert result.exit_code == 1
     assert "pip install monai" in result.stdout
+
+
+def test_a_plug_in_that_was_passed_over_is_a_fault(monkeypatch):
+    monkeypatch.setitem(registry._BROKEN, "theirs", "ImportError: no module named x")
+    result = run(app, ["doctor", "--no-trial"])
+    assert result.exit_code == 1
+    assert "fault: plug-in theirs: ImportError: no module named x" in result.stdout
+
+
+def test_text_for_people(checkpoint):
+    lines = run(app, ["doctor", str(checkpoint)]).stdout.splitlines()
+    assert "  network: monai.networks.nets.DiffusionModelUNet, filled from network.safetensors" in lines
+    assert "  schedule: 1000 steps, variance preserving, predicts v_prediction, log-SNR 3.25 to -4.621" in lines
+    assert "  value range: -1.0, 1.0" in lines
+    assert lines[-1] == "no fault found"
 
 
 def test_fast_paths_are_measured():
