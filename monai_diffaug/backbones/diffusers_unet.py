@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,11 +31,17 @@ def fuse(module: nn.Module) -> None:
             m.set_processor(AttnProcessor2_0())
 
 
+def _layer(name: str) -> tuple[int, bool]:
+    """Place of an attention in its block: layer by layer, and in 3D that over time after that over the plane."""
+    found = re.search(r"\.(temp_)?attentions\.(\d+)\.", name)
+    return (int(found[2]), bool(found[1])) if found else (0, False)
+
+
 class DiffusersUNet:
     """A ``UNet2DConditionModel``, ``UNet2DModel`` or ``UNet3DConditionModel`` as a network.
 
-    ``Condition`` goes in as: tokens -> ``encoder_hidden_states``, labels or vector -> ``class_labels``, concat -> further
-    input channels, residuals -> ControlNet residuals (one per down feature, then the middle).
+    ``Condition`` goes in as: tokens -> ``encoder_hidden_states``, labels or vector -> ``class_labels``, concat ->
+    further input channels, residuals -> ControlNet residuals (one per down feature, then the middle).
 
     Args:
         module: the network.
@@ -112,12 +119,13 @@ class DiffusersUNet:
 
     def attention_sites(self) -> Mapping[str, tuple[nn.Module, str]]:
         """Name -> (attention module, ``self`` or ``cross``), in call order."""
-        return {
-            name: (m, "cross" if m.is_cross_attention else "self")
-            for prefix, block in self._blocks()
-            for name, m in block.named_modules(prefix=prefix)
-            if isinstance(m, Attention)
-        }
+        sites: dict[str, tuple[nn.Module, str]] = {}
+        for prefix, block in [("transformer_in", getattr(self._net, "transformer_in", None)), *self._blocks()]:
+            inside = {} if block is None else dict(block.named_modules(prefix=prefix))
+            found = {n: m for n, m in inside.items() if isinstance(m, Attention)}
+            for name in sorted(found, key=_layer):  # stable: within a layer as they are named
+                sites[name] = (found[name], "cross" if found[name].is_cross_attention else "self")
+        return sites
 
     def feature_sites(self) -> Mapping[str, nn.Module]:
         """Name -> module: ``down.i`` (what goes on and what is skipped over), ``bottleneck``, ``up.i``."""

@@ -157,8 +157,10 @@ def merged(network: Network, tensors: Mapping[str, Tensor], alpha: float | None 
         wrapped: Any = out.module.get_submodule(name)
         assert isinstance(wrapped, LoraLayer)
         base: Any = wrapped.get_base_layer()
-        with torch.no_grad():
-            weight = base.weight + wrapped.get_delta_weight("default").to(base.weight)
+        with torch.no_grad():  # B A as matrices; peft's own product fails for 3D kernels of one voxel
+            down, up = wrapped.lora_A["default"].weight, wrapped.lora_B["default"].weight
+            delta = wrapped.scaling["default"] * (up.flatten(1) @ down.flatten(1)).reshape(base.weight.shape)
+            weight = base.weight + delta.to(base.weight)
         base.weight = nn.Parameter(weight, requires_grad=False)
         path, _, leaf = name.rpartition(".")
         setattr(out.module.get_submodule(path), leaf, base)

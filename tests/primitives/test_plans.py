@@ -26,7 +26,7 @@ def flow() -> Schedule:
 
 
 def moments(plan: Plan) -> tuple[float, float]:
-    """Mean and spread that the plan makes of x_T ~ N(0, 1), exactly: x0 is linear in x, so (x, x0 before) stays Gaussian."""
+    """Mean and spread that the plan makes of x_T ~ N(0, 1), exactly: x0 is linear in x, so the pair stays Gaussian."""
     m, c = torch.zeros(2, dtype=torch.float64), torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
     for row in plan:
         level = row.level
@@ -67,7 +67,7 @@ def test_ddpm_over_every_time_is_ancestral_sampling():
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun", "euler"])
 @pytest.mark.parametrize("schedule", [brain_ldm(), flow()], ids=["vp", "flow"])
 def test_measured_order_is_the_declared_order(name, schedule):
-    """Two points at 0 and 1, blurred: a nonlinear denoiser whose exact flow is found with Heun's rule at 4,096 steps."""
+    """Two points at 0 and 1, blurred: a nonlinear denoiser; its exact flow is that of Heun's rule at 4,096 steps."""
 
     def denoise(x, level):
         var = level.alpha**2 * 0.04 + level.sigma**2
@@ -96,7 +96,7 @@ def test_stochastic_plans_converge_in_their_moments_at_the_declared_order(name):
     assert slope == pytest.approx(plans.ORDER[name], abs=0.35), errors
 
 
-# ------------------------------------------------------------------------------------ against diffusers, double precision
+# ---------------------------------------------------------------------------------- against diffusers, double precision
 
 
 def network(x: torch.Tensor, t: float) -> torch.Tensor:
