@@ -82,7 +82,7 @@ class Fitted:
         change = _smooth((new - nearer).abs().amax(0, keepdim=True)) / (DETAIL * (high - low))
         keep = torch.exp(-self._back(change).square())
         detail = self._values(self._turned().float()) - self._back(nearer)
-        return self._write(self._intensities(self._back(new) + keep * detail))
+        return self._write(self._bounded(self._intensities(self._back(new) + keep * detail)))
 
     def restore_mask(self, mask: Tensor) -> Tensor:
         """A mask (1, *contract.size) of 0 and 1 that belongs to the result, at the source's size: uint8, 0 and 1."""
@@ -117,6 +117,14 @@ class Fitted:
 
     def _intensities(self, x: Tensor) -> Tensor:
         return _scale(x, (self.contract.value_range,) * len(self.window), self.window)
+
+    def _bounded(self, values: Tensor) -> Tensor:
+        """Within what the window or the source reaches, by channel: detail must not take an 8-bit image below 0."""
+        shape = (-1, *[1] * (values.ndim - 1))
+        flat = self._turned().flatten(1).float()
+        low, high = (torch.tensor(ends, device=flat.device) for ends in zip(*self.window, strict=True))
+        low, high = torch.minimum(flat.amin(1), low), torch.maximum(flat.amax(1), high)
+        return torch.minimum(torch.maximum(values, low.reshape(shape)), high.reshape(shape))
 
     def _labels(self, new: Tensor) -> Tensor:
         low, high = self.window[0]

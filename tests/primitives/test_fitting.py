@@ -135,6 +135,8 @@ def test_detail_of_the_source_survives_where_nothing_was_edited_and_leaves_no_gh
     assert float((plain - image)[0, far].abs().max()) > 0.05, "the plain way would lose it"
     inside = back[0, 56:72, 56:72]
     assert float((inside - 0.05).abs().max()) < 0.01, "no trace of the source where the edit replaced it"
+    assert float(back.min()) >= 0.0
+    assert float(back.max()) <= 1.0
     again = fitted.restore(blurred, blurred)
     assert torch.allclose(again, image, atol=1e-5)
 
