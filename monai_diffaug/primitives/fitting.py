@@ -18,7 +18,7 @@ from torch import Tensor
 from ..types import Contract, DiffAugError
 from .orientation import Turn, turn_of, turned, turned_back
 
-__all__ = ["PERCENTILES", "Fitted", "fit", "foreground_box", "resize"]
+__all__ = ["PERCENTILES", "Fitted", "fit", "foreground_box", "resampled"]
 
 PERCENTILES = (0.5, 99.5)
 """Where the window of 16-bit and float images ends; what lies beyond is put back by :meth:`Fitted.restore`."""
@@ -106,7 +106,7 @@ class Fitted:
     def _back(self, x: Tensor) -> Tensor:
         """From (c, *size) to the whole source grid; zeros outside the box, where nothing is written."""
         shape = self._turned().shape[1:]
-        part = resize(x, [b - a for a, b in self.box])
+        part = resampled(x, [b - a for a, b in self.box])
         inside = [slice(max(0, -a), min(b, n) - a) for (a, b), n in zip(self.box, shape, strict=True)]
         part = part[(slice(None), *inside)]
         around = [(max(0, a), max(0, n - b)) for (a, b), n in zip(self.box, shape, strict=True)]
@@ -195,12 +195,12 @@ def fit(
     values = _scale(x, window, (contract.value_range,) * len(window))
     box = like.box if like is not None else _boxed(values, contract)
     low, high = contract.value_range
-    small = resize(_take(values, box, low), contract.size)
+    small = resampled(_take(values, box, low), contract.size)
     clamped = small.clamp(low, high)
     return Fitted(clamped, image, contract, window, box, turn, False, small - clamped)
 
 
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+def resampled(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize (C, *S) to ``size`` linearly, axis by axis, with anti-aliasing where it shrinks; any number of axes."""
     for axis, n in enumerate(size, 1):
         if x.shape[axis] != n:
@@ -274,7 +274,7 @@ def _take(x: Tensor, box: Box, fill: float) -> Tensor:
 def _fit_mask(x: Tensor, box: Box, size: Sequence[int], top: float) -> Tensor:
     x = _take(x, box, 0.0)
     if _binary(x, top):
-        return (resize(x / (top or 1.0), size) >= 0.5).float()
+        return (resampled(x / (top or 1.0), size) >= 0.5).float()
     return F.interpolate(x[None], [int(s) for s in size], mode="nearest-exact")[0]
 
 

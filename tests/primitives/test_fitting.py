@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_diffaug.primitives.fitting import fit, foreground_box, resize
+from monai_diffaug.primitives.fitting import fit, foreground_box, resampled
 from monai_diffaug.types import Contract, DiffAugError
 
 
@@ -124,7 +124,7 @@ def test_detail_of_the_source_survives_where_nothing_was_edited_and_leaves_no_gh
     torch.manual_seed(0)
     image = (scene(128, 128) + 0.1 * torch.rand(1, 128, 128)).clamp(0, 1)  # texture that 32 x 32 cannot hold
     fitted = fit(image, contract((32, 32)))
-    blurred = resize(resize(fitted.tensor, (16, 16)), (32, 32))  # what a lossy autoencoder makes of it
+    blurred = resampled(resampled(fitted.tensor, (16, 16)), (32, 32))  # what a lossy autoencoder makes of it
     new = blurred.clone()
     new[:, 12:20, 12:20] = -0.9
     back = fitted.restore(new, blurred)
