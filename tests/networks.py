@@ -12,7 +12,6 @@ from monai_diffaug.types import Backbone, Contract
 
 def stirred(module: nn.Module) -> nn.Module:
     """No parameter at zero, so that every layer shows in the output."""
-    torch.manual_seed(5)
     with torch.no_grad():
         for p in module.parameters():
             if not bool(p.any()):
@@ -21,7 +20,8 @@ def stirred(module: nn.Module) -> nn.Module:
 
 
 def diffusers_unet(dims: int = 2, width: int = 16) -> nn.Module:
-    """With cross-attention on tokens of ``width``."""
+    """With cross-attention on tokens of ``width``; always the same weights."""
+    torch.manual_seed(5)
     from diffusers import UNet2DConditionModel, UNet3DConditionModel
 
     if dims == 3:
@@ -56,7 +56,8 @@ def diffusers_unet(dims: int = 2, width: int = 16) -> nn.Module:
 
 
 def diffusers_vae() -> nn.Module:
-    """Factor 2, four latent channels."""
+    """Factor 2, four latent channels; always the same weights."""
+    torch.manual_seed(5)
     from diffusers import AutoencoderKL
 
     return stirred(

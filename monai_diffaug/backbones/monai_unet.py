@@ -291,7 +291,6 @@ class IdentityAutoencoder:
 
 _RENAMES = (
     (re.compile(r"\.to_out\.0\."), ".out_proj."),
-    (re.compile(r"\.proj_attn\."), ".attn.out_proj."),
     (re.compile(r"\.(to_[qkv])\."), r".attn.\1."),
     (re.compile(r"\.conv\.conv\."), ".postconv.conv."),
 )
@@ -308,6 +307,11 @@ def _bare(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
+def _nothing(like: Tensor) -> Tensor:
+    """The weight or the bias of a linear layer that changes nothing."""
+    return torch.eye(*like.shape).to(like) if like.ndim == 2 else torch.zeros_like(like)
+
+
 def modern_keys(state: Mapping[str, Any], module: nn.Module) -> tuple[dict[str, Tensor], bool]:
     """Rename the tensors of a checkpoint to the names that ``module`` has.
 
@@ -319,14 +323,20 @@ def modern_keys(state: Mapping[str, Any], module: nn.Module) -> tuple[dict[str, 
         the renamed tensors and whether anything in them was of the old layout.
 
     Raises:
-        DiffAugError: a tensor is missing, superfluous or of another shape. (MONAI's ``load_old_state_dict`` keeps random
-            weights for what is missing and ignores what is left over.)
+        DiffAugError: a tensor is missing, superfluous or of another shape. (MONAI's ``load_old_state_dict`` keeps
+            random weights for what is missing, ignores what is left over, and puts an untrained layer to use.)
     """
     wanted = module.state_dict()
     found: dict[str, Tensor] = {}
     old = False
     for key, value in _bare(state).items():
         name = key
+        if name not in wanted and ".proj_attn." in name:
+            # monai-generative makes this layer and never calls it (its issue 503), so it holds what it started with
+            old, name = True, name.replace(".proj_attn.", ".attn.out_proj.")
+            if name in wanted:
+                found[name] = _nothing(wanted[name])
+            continue
         if name not in wanted:
             name = next((n for n in (p.sub(r, key) for p, r in _RENAMES) if n in wanted), key)
             old = old or name != key
