@@ -54,8 +54,8 @@ class NoConditioner:
 class ClassConditioner:
     """Classes by name or number, and optionally a mask as two more input channels.
 
-    A label integer is a position in ``labels``; the network gets position + 1, and 0 when not told. A mask (B, 1, *S) is
-    averaged down to the latent grid and goes in as ``[mask, 1]``; ``[0, 0]`` when not told.
+    A label integer is a position in ``labels``; the network gets position + 1, and 0 when not told. A mask (B, 1, *S)
+    is averaged down to the latent grid and goes in as ``[mask, 1]``; ``[0, 0]`` when not told.
 
     Args:
         labels: class names in the order of their integers.
@@ -139,7 +139,8 @@ class ClassConditioner:
             return torch.zeros(batch, 2, *self.latent_size)
         if mask.ndim != len(self.latent_size) + 2 or mask.shape[0] not in (1, batch) or mask.shape[1] != 1:
             raise DiffAugError(
-                f"the mask has shape {tuple(mask.shape)}: give ({batch}, 1, ...) with {len(self.latent_size)} spatial axes"
+                f"the mask has shape {tuple(mask.shape)}: give ({batch}, 1, ...) with {len(self.latent_size)} "
+                "spatial axes"
             )
         plain = mask.as_subclass(Tensor).to(torch.float32).clamp(0, 1)
         small = F.interpolate(plain, self.latent_size, mode="area").expand(batch, *[-1] * (plain.ndim - 1))

@@ -64,7 +64,8 @@ class _Tap(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention or not self.active:
             return func(*args, **kwargs)
         self.asked += 1
-        given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False), **kwargs)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = dict(zip(names, args, strict=False), **kwargs)
         name, kind, index = self.active[-1]
         q, k, v = given["query"], given["key"], given["value"]
         out = self.rule(Site(name, kind, int(q.shape[-2]), index), q, k, v, current_level())
@@ -77,7 +78,8 @@ def _known(names: Iterable[str], among: Mapping[str, Any], what: str) -> list[st
     for name in chosen:
         if name not in among:
             near = difflib.get_close_matches(name, among, 1, 0.0)
-            raise DiffAugError(f"the network has no {what} {name!r}: " + (f"use {near[0]!r}" if near else "it has none"))
+            remedy = f"use {near[0]!r}" if near else "it has none"
+            raise DiffAugError(f"the network has no {what} {name!r}: {remedy}")
     return chosen
 
 
@@ -91,13 +93,13 @@ def attention(
     """Within the block, ``rule`` decides what attention returns.
 
     Contexts nest: the inner rule is asked first, and one that answers ``None``, or that itself calls
-    ``scaled_dot_product_attention`` on changed q, k, v, passes on to the outer one. Only calls in the thread that opened
-    the block are ruled. Backward passes through activation checkpointing must be made inside the block.
+    ``scaled_dot_product_attention`` on changed q, k, v, passes on to the outer one. Only calls in the thread that
+    opened the block are ruled. Backward passes through activation checkpointing must be made inside the block.
 
     Args:
         backbone: whose network to look into.
-        rule: ``rule(site, q, k, v, level)`` with q, k, v (B, heads, N, d); returns (B, heads, N, d), or ``None`` to leave
-            the fused attention. ``level`` is that of the call in progress.
+        rule: ``rule(site, q, k, v, level)`` with q, k, v (B, heads, N, d); returns (B, heads, N, d), or ``None`` to
+            leave the fused attention. ``level`` is that of the call in progress.
         sites: names of sites, from ``network.attention_sites()``; all unless given.
         kind: only ``self`` or only ``cross`` sites.
 
@@ -113,7 +115,8 @@ def attention(
     ]
     if not ruled:
         raise DiffAugError(
-            f"backbone {backbone.name!r} has no {kind + ' ' if kind else ''}attention to look into: use another backbone"
+            f"backbone {backbone.name!r} has no {kind + ' ' if kind else ''}attention to look into: use another "
+            "backbone"
         )
     tap = _Tap(rule)
     runs = _Runs(backbone.network.module)

@@ -39,14 +39,16 @@ def test_method_stands_in_its_own_file_with_a_complete_card(method):
     assert all(method.card.values())
     assert "eprint" in method.bibtex or "year" in method.bibtex
     assert not method.card["Idea"].rstrip(".").count(". "), "the idea is one sentence"
-    public = [n for n in vars(inspect.getmodule(method.function)) if not n.startswith("_")]
-    own = [n for n in public if getattr(vars(inspect.getmodule(method.function))[n], "__module__", "") == method.function.__module__]
+    module = inspect.getmodule(method.function)
+    public = {n: v for n, v in vars(module).items() if not n.startswith("_")}
+    own = [n for n, v in public.items() if getattr(v, "__module__", "") == module.__name__]
     assert own == [method.name], "one public name a method file"
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_method_has_few_parameters_and_documents_them(method):
-    own = [p for p in registry.parameters(method) if p not in {"steps", "solver", "prompt", "source_prompt", "mask", "label"}]
+    shared = {"steps", "solver", "prompt", "source_prompt", "mask", "label"}
+    own = [p for p in registry.parameters(method) if p not in shared]
     assert len(own) <= 9, own
     text = inspect.getdoc(method.function) or ""
     for name in registry.parameters(method):
