@@ -18,8 +18,8 @@ class Contract:
 
     ``size`` is the image size in voxels that the network was trained on, ``value_range`` the intensities that it sees
     and returns, ``crop`` how an image is fitted to ``size``: ``foreground`` (square box around the head, say) or
-    ``none``. ``intensity`` are the percentiles of an image that go onto the ends of ``value_range`` (what MRI, which has
-    no units, was trained with), or ``None`` when the data type's own range does (8-bit pictures).
+    ``none``. ``intensity`` are the percentiles of an image that go onto the ends of ``value_range`` (what MRI, which
+    has no units, was trained with), or ``None`` when the data type's own range does (8-bit pictures).
     ``spacing`` in mm or ``None`` when the training data had none. ``labels`` are the class names, in the order of their
     integers; ``vocabulary`` the words that a prompt may use.
     """
