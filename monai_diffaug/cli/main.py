@@ -147,11 +147,11 @@ def diffaug(
     """Synthetic medical images from real ones, by published diffusion methods.
 
     Start here:
-      diffaug list                                    the methods
-      diffaug where sdedit                            one of them, in detail
-      diffaug expand brain_mri -m da_fusion -b brain_mri --out OUT
-                                                      more scans from real ones, with their datalist
-      diffaug doctor                                  what this machine can do
+      diffaug list                                     the methods
+      diffaug where sdedit                             one of them, in detail
+      diffaug expand brain_mri -m sdedit -b brain_mri --out OUT
+                                                       more scans from real ones
+      diffaug doctor                                   what this machine can do
     """
     if isinstance(context.command, OneLine) and debug:
         context.command.debug = True
