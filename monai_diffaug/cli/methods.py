@@ -50,9 +50,9 @@ def list_methods(
     if not found:
         from monai_diffaug.types import DiffAugError
 
-        raise DiffAugError(
-            f"no method of shape {shape.value} matches {pattern!r}: leave one out" if shape else _none(pattern)
-        )
+        if shape is not None:
+            raise DiffAugError(f"no method of shape {shape.value} matches {pattern!r}: `diffaug list` shows all")
+        raise DiffAugError(_none(pattern))
     if json:
         as_json([as_dict(m) for m in found])
     elif markdown:

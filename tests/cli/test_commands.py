@@ -69,7 +69,7 @@ def test_python_m_and_no_argument_and_version():
         (["where", "sdedti"], 1, "did you mean 'sdedit'"),
         (["list", "sdedti"], 1, "did you mean 'sdedit'"),
         (["cite", "edict", "edikt"], 1, "did you mean 'edict'"),
-        (["list", "sdedit", "--shape", "learn"], 1, "leave one out"),
+        (["list", "sdedit", "--shape", "learn"], 1, "no method of shape learn"),
         (["list", "--shape", "lern"], 2, "'learn'"),
         (["lst"], 2, "'list'"),
         (["list", "--jsn"], 2, "--json"),
