@@ -1,0 +1,1 @@
+"""A plug-in for monai-diffaug with one method."""
