@@ -165,8 +165,8 @@ def _deterministic(case: Case) -> bool:
 
 
 def _drawn_from(case: Case) -> bool:
-    """Whether a run draws from its generator, or need not."""
-    if _deterministic(case):
+    """Whether a run draws from its generator, or need not: a mask that is given need not be drawn for."""
+    if _deterministic(case) or case.variant:
         return True
     source = NoiseSource(range(case.seed, case.seed + case.batch))
     before = source.state()
