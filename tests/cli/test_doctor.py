@@ -448,6 +448,8 @@ def test_text_for_people(checkpoint):
 
 def test_fast_paths_are_measured():
     for dims in (2, 3):
+        threads = torch.get_num_threads()
         found = machine.fast_paths(dims, budget=0.2)
+        assert torch.get_num_threads() == threads
         assert set(found) == {"fused attention", "channels_last", "bfloat16", "all but bfloat16", "all"}
         assert all(0.01 < factor < 100 for factor in found.values())
