@@ -59,7 +59,7 @@ from monai_diffaug.testing import check_method, tiny
 from monai_diffaug.types import NoiseSource
 from monai_diffaug.transforms import RandDiffusionAugment
 entry = registry.get("there_and_back")
-check_method("loopback")
+check_method("loopback", tiny("text", size=8))
 backbone = tiny("text", size=8)
 image = torch.rand(1, 1, 8, 8)
 out = registry.call("loopback", backbone, image, generator=NoiseSource([0])).image
