@@ -80,7 +80,7 @@ def recipes(
         entry = registry.get(name)
         if entry.shape not in shapes:
             raise DiffAugError(f"{entry.name} cannot be used here: {_SHAPES.get(entry.shape, 'it wants an image')}")
-        for key, value in shared.items():
+        for key, value in sorted(shared.items(), key=lambda pair: "." not in pair[0]):  # what is for one method first
             prefix, _, last = key.rpartition(".")
             if prefix in ("", name, entry.name) and last in registry.parameters(entry):
                 own.setdefault(last, value)
