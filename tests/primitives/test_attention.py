@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from monai_diffaug.backbones.diffusers_unet import DiffusersUNet
+from monai_diffaug.backbones.monai_unet import MonaiUNet
 from monai_diffaug.primitives.attention import apply, attention, probabilities
 from monai_diffaug.testing import tiny
 from monai_diffaug.testing.intact import imprint
 from monai_diffaug.types import Condition, DiffAugError, at_level
-from tests.networks import bare, diffusers_unet
+from tests.networks import bare, diffusers_unet, stirred
 
 
 def monai_case(dims):
@@ -26,7 +27,27 @@ def diffusers_case(dims):
     return backbone, torch.randn(2, 4, *[8] * dims), Condition(tokens=torch.randn(2, 5, 16))
 
 
+def generative_case(dims, text=True):
+    nets = pytest.importorskip("generative.networks.nets")
+    torch.manual_seed(5)
+    module = nets.DiffusionModelUNet(
+        spatial_dims=dims,
+        in_channels=1,
+        out_channels=1,
+        num_channels=(8, 16),
+        attention_levels=(False, True),
+        num_res_blocks=1,
+        num_head_channels=8,
+        norm_num_groups=4,
+        **({"with_conditioning": True, "cross_attention_dim": 16} if text else {}),
+    )
+    backbone = bare(MonaiUNet(stirred(module)), 1, (8,) * dims)
+    condition = Condition(tokens=torch.randn(2, 5, 16)) if text else Condition()
+    return backbone, torch.randn(2, 1, *[8] * dims), condition
+
+
 CASES = {
+    "generative 2D": (generative_case, 2),
     "MONAI 2D": (monai_case, 2),
     "MONAI 3D": (monai_case, 3),
     "diffusers 2D": (diffusers_case, 2),
@@ -95,6 +116,17 @@ def test_rules_see_the_maps_of_an_explicit_computation(case):
         torch.testing.assert_close(seen[name], maps, atol=1e-5, rtol=1e-4)
         if known[name][1] == "cross":
             assert maps.shape[-1] == condition.tokens.shape[1]
+
+
+def test_plain_self_attention_of_monai_generative_is_seen_too():
+    backbone, x, condition = generative_case(2, text=False)
+    expected, seen = explicit_maps(backbone, x, condition), {}
+    with attention(backbone, lambda site, q, k, v, level: seen.update({site.name: probabilities(q, k)})):
+        backbone.output(x, 300.0, condition)
+    assert {kind for _, kind in backbone.network.attention_sites().values()} == {"self"}
+    assert seen.keys() == expected.keys()
+    for name, maps in expected.items():
+        torch.testing.assert_close(seen[name], maps, atol=1e-5, rtol=1e-4)
 
 
 def test_maps_are_monais_own():
