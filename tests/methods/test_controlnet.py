@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monai_diffaug import registry
-from monai_diffaug.primitives import concepts, control, hints
+from monai_diffaug.primitives import concepts, control, finetuning, hints
 from monai_diffaug.testing import digest_of, tiny
 from monai_diffaug.types import DiffAugError, NoiseSource
 from tests.networks import diffusers_backbone
@@ -155,3 +155,23 @@ def test_all_methods_that_learn_work_on_a_diffusers_pipeline():
     with torch.no_grad(), concepts.applied(backbone, nothing, image=source) as taught:
         assert torch.equal(taught.output(x, 500.0, taught.condition(3, prompt="a head ct")), free)
     assert digest_of(backbone) == before
+
+
+def test_every_image_is_shown_with_its_own_hint(monkeypatch):
+    """Latent 2, latent 0 and the mirror image of latent 2 go with hint 2, hint 0 and the mirror image of hint 2."""
+    backbone, drawn, seen = tiny("none", 2, 16), torch.rand(3, 1, 16, 16), []
+    joined = control.controlled
+
+    def spy(backbone, branch, hint, **given):
+        seen.append(hint)
+        return joined(backbone, branch, hint, **given)
+
+    def ask(schedule, lessons, parameters, **given):
+        assert torch.equal(lessons[0].latents[5], images(backbone)[2].flip(-1))
+        lessons[0].output(lessons[0].latents[[2, 0, 5]], torch.full((3,), 500.0), torch.tensor([2, 0, 5]))
+        return []
+
+    monkeypatch.setattr(control, "controlled", spy)
+    monkeypatch.setattr(finetuning, "finetune", ask)
+    learn(backbone, hints=drawn, flip=True)
+    assert torch.equal(seen[0], torch.stack([drawn[2], drawn[0], drawn[2].flip(-1)]))
