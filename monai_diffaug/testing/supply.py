@@ -16,7 +16,7 @@ from ..backbones.tiny import ideal_backbone, tiny
 from ..registry import Method
 from ..types import Backbone, DiffAugError, NoiseSource, Sample
 
-__all__ = ["BACKBONES", "SMALL", "VOCABULARY", "Case", "case_for", "variants"]
+__all__ = ["BACKBONES", "SMALL", "VOCABULARY", "Case", "case_for", "runs_on", "variants"]
 
 
 @dataclass(frozen=True)
@@ -183,24 +183,31 @@ BACKBONES: dict[str, tuple[Callable[[Sequence[str], int], Backbone | None], int]
 }
 
 
+def runs_on(method: str | Method, on: str) -> bool:
+    """Whether a method can run on one of ``BACKBONES``, by its own declaration."""
+    entry = registry.get(method)
+    build, dims = BACKBONES[on]
+    return dims in entry.dims and (on != "ideal" or build(entry.needs, dims) is not None)
+
+
 def case_for(method: str | Method, on: str = "tiny 2D", **given: Any) -> Case | None:
-    """The method on one of ``BACKBONES``; ``None`` where it cannot run, by its own declaration.
+    """The method on one of ``BACKBONES``; ``None`` where it cannot run.
 
     Raises:
         DiffAugError: the method has these dimensions, yet no tiny backbone offers what it needs.
     """
     entry = registry.get(method)
-    build, dims = BACKBONES[on]
-    if dims not in entry.dims:
+    if not runs_on(entry, on):
         return None
+    build, dims = BACKBONES[on]
     backbone = build(entry.needs, dims)
-    if backbone is None and on != "ideal":
+    if backbone is None:
         raise DiffAugError(
             f"no tiny backbone offers what {entry.name} needs ({', '.join(entry.needs)}): call check_method(..., "
             "backbone=one that does)"
         )
-    case = None if backbone is None else Case(entry, backbone, given=given)
-    if case is not None and "learned_by" in entry.extra:
+    case = Case(entry, backbone, given=given)
+    if "learned_by" in entry.extra:
         case.arguments()  # learns now, so that no law counts the calls that this takes
     return case
 
