@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..types import Backbone, Concept, DiffAugError, NoiseSource, Sample, iterat
 
 __all__ = ["MethodRunner", "Outcome", "Request"]
 
-_LOCK = threading.RLock()  # controls patch a network while they act, and the threads of a loader share it
+_LOCK = threading.RLock()  # so that the threads of a loader load a backbone once
 
 _GIVEN = {"backbone", "image", "images", "dataset", "generator"}
 
@@ -136,8 +136,7 @@ class MethodRunner:
         told = [self._told(r, f) for r, f in zip(requests, fitted, strict=True)]
         if masks is not None and self.offers_mask:
             told = [{"mask": mask, **t} for mask, t in zip(masks, told, strict=True)]
-        with _LOCK, ExitStack() as stack:
-            backbone = stack.enter_context(self._controlled(images, masks))
+        with self._controlled(images, masks) as backbone:
             if masks is not None and self.asks_mask:
                 backbone = with_mask(backbone, masks)
             samples = self._call(backbone, images, [r.seed for r in requests], told, masks)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import threading
+import time
 from copy import deepcopy
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_set_random_state_decides_everything(backbone):
 
     def run(seed):
         transform.set_random_state(seed)
-        return [transform(item(i))["image"] for i in range(6)]
+        return [transform(item())["image"] for _ in range(6)]
 
     first, again, other = run(3), run(3), run(4)
     acted = [bool(x.meta[META_KEY]) for x in first]
@@ -91,11 +92,14 @@ def test_set_random_state_decides_everything(backbone):
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     two = [x for x, a in zip(first, acted, strict=True) if a]
     assert len({json.loads(x.meta[META_KEY])["seed"] for x in two}) == len(two), "each draw has a seed of its own"
+    assert not torch.equal(two[0], two[1]), "and an image"
 
 
 def test_prob_0_and_1(backbone):
     never = RandDiffusionAugmentd(["image", "label"], "sdedit", backbone, prob=0.0, **FAST)
-    out = never(item())
+    given = item()
+    out = never(given)
+    assert META_KEY not in given["image"].meta, "the caller's meta data are left alone"
     assert torch.equal(out["image"], item()["image"])
     assert out["image"].meta[META_KEY] == ""
     assert out["id"] == 0
@@ -254,11 +258,15 @@ def test_threads_share_a_backbone_without_mixing_controls(texts):
     def work(i):
         found[i] = copies[i](scan(16, 16))
 
+    # every block of the network gives way to the other thread, so that controls meet
+    waits = [m.register_forward_hook(lambda *_: time.sleep(0.002)) for m in texts.network.module.modules()]
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
+    for wait in waits:
+        wait.remove()
     assert all(torch.allclose(f, wanted, atol=1e-4) for f in found)
 
 
