@@ -18,14 +18,14 @@ from typing import Any
 
 from .types import Backbone, Concept, DiffAugError
 
-__all__ = ["Method", "call", "cite", "get", "listing", "method", "nearest", "parameters"]
+__all__ = ["Entry", "call", "cite", "get", "listing", "method", "nearest", "parameters"]
 
 ENTRY_POINT = "monai_diffaug.plugins"
 LABELS = ("kept", "moved", "replaced", "generated")
 _JOURNAL = re.compile(
     r"Journal|Transactions|Nature|Science|Radiology|Analysis|Letters|IEEE T|TMI|TPAMI|TMLR|JMLR|IJCV|MedIA|MELBA"
 )
-_METHODS: dict[str, Method] = {}
+_METHODS: dict[str, Entry] = {}
 _ALIASES: dict[str, str] = {}
 _BROKEN: dict[str, str] = {}
 _discovered = False
@@ -36,7 +36,7 @@ def _escaped(sign: re.Match[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Method:
+class Entry:
     """A method as the registry knows it.
 
     ``needs`` are words of :meth:`Backbone.offers`; ``labels`` says what becomes of an image's label: ``kept``,
@@ -141,7 +141,7 @@ def method(
         raise DiffAugError(f"labels={labels!r} is unknown: use one of {', '.join(LABELS)}")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        entry = Method(function, labels, tuple(aliases), tuple(needs), neutral, tuple(dims), extra)
+        entry = Entry(function, labels, tuple(aliases), tuple(needs), neutral, tuple(dims), extra)
         for name in (entry.name, *entry.aliases):
             other = _METHODS.get(_ALIASES.get(name, name))
             if other is not None and (other.function.__module__, other.name) != (function.__module__, entry.name):
@@ -187,7 +187,7 @@ def broken() -> dict[str, str]:
     return dict(_BROKEN)
 
 
-def listing(pattern: str = "*") -> list[Method]:
+def listing(pattern: str = "*") -> list[Entry]:
     """All methods whose name, alias or heading matches a wildcard pattern, by heading and name."""
     _discover()
     pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
@@ -201,13 +201,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}? " if near else ""
 
 
-def get(name: str | Method) -> Method:
+def get(name: str | Entry) -> Entry:
     """The method called ``name`` (or an alias of it).
 
     Raises:
         DiffAugError: there is none; the message names the nearest.
     """
-    if isinstance(name, Method):
+    if isinstance(name, Entry):
         return name
     _discover()
     key = _ALIASES.get(name, name)
@@ -222,13 +222,13 @@ def cite(names: Iterable[str]) -> str:
     return "\n\n".join(get(n).bibtex for n in names)
 
 
-def parameters(name: str | Method) -> dict[str, inspect.Parameter]:
+def parameters(name: str | Entry) -> dict[str, inspect.Parameter]:
     """A method's own keyword parameters: all but the backbone, the data and the generator."""
     skip = {"backbone", "image", "images", "dataset", "generator"}
     return {k: p for k, p in get(name).signature.parameters.items() if k not in skip}
 
 
-def check(name: str | Method, backbone: Backbone, given: Iterable[str] = ()) -> Method:
+def check(name: str | Entry, backbone: Backbone, given: Iterable[str] = ()) -> Entry:
     """Refuse, before any work, a call that cannot succeed.
 
     Raises:
@@ -256,7 +256,7 @@ def check(name: str | Method, backbone: Backbone, given: Iterable[str] = ()) -> 
     return entry
 
 
-def call(name: str | Method, backbone: Backbone, *args: Any, **kwargs: Any) -> Any:
+def call(name: str | Entry, backbone: Backbone, *args: Any, **kwargs: Any) -> Any:
     """Check and run a method. ``image`` is checked against the backbone's contract."""
     entry = check(name, backbone, kwargs)
     bound = entry.signature.bind_partial(backbone, *args, **kwargs)

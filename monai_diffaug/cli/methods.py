@@ -16,7 +16,7 @@ import typer
 from monai_diffaug.cli.main import app, as_json
 
 if TYPE_CHECKING:
-    from monai_diffaug.registry import Method
+    from monai_diffaug.registry import Entry
 
 __all__ = ["as_dict", "as_markdown"]
 
@@ -117,7 +117,7 @@ def cite(
         print(registry.cite(dict.fromkeys(registry.get(n).name for n in names)))
 
 
-def _find(pattern: str) -> list[Method]:
+def _find(pattern: str) -> list[Entry]:
     from monai_diffaug import registry
 
     found = registry.listing(pattern)
@@ -133,7 +133,7 @@ def _none(pattern: str) -> str:
     return f"no method matches {pattern!r}: {registry.nearest(pattern, words)}`diffaug list` shows all"
 
 
-def as_dict(entry: Method) -> dict[str, Any]:
+def as_dict(entry: Entry) -> dict[str, Any]:
     """All that the registry and a method's own file say of it, fit for JSON."""
     from monai_diffaug import registry
 
@@ -178,7 +178,7 @@ def _wrapped(head: str, text: str) -> str:
     return textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False)
 
 
-def _table(found: list[Method]) -> None:
+def _table(found: list[Entry]) -> None:
     """One line a method, cut to the width of a terminal; whole where the output goes to a file or a pipe."""
     head = ("method", "shape", "labels", "needs", "idea")
     rows = [(m.name, m.shape, m.labels, ", ".join(m.needs) or "-", m.card.get("Idea", "")) for m in found]
@@ -195,7 +195,7 @@ def _table(found: list[Method]) -> None:
         print("\n".join(line(row) for _, row in group))
 
 
-def as_markdown(found: list[Method]) -> str:
+def as_markdown(found: list[Entry]) -> str:
     """The reference page: a section for each heading, a table row for each parameter."""
     lines = ["# Methods", "", "Made by `diffaug list --markdown`; do not edit.", ""]
     for heading, group in groupby(found, key=lambda m: m.heading):

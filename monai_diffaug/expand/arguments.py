@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import registry
 from ..io.datalist import Item
-from ..registry import Method
+from ..registry import Entry
 from ..types import Backbone, DiffAugError
 
 __all__ = ["TEXTS", "Recipe", "Words", "class_of", "offers_mask", "phrase", "recipes", "told", "wants_mask"]
@@ -28,7 +28,7 @@ class Recipe:
     """A method and its parameters, under a name that is its own in the job."""
 
     name: str
-    method: Method
+    method: Entry
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -51,7 +51,7 @@ class Recipe:
 
 
 def recipes(
-    methods: Iterable[str | Method | tuple[str, Mapping[str, Any]]],
+    methods: Iterable[str | Entry | tuple[str, Mapping[str, Any]]],
     backbone: Backbone,
     parameters: Mapping[str, Any] | None = None,
     shapes: Sequence[str] = ("edit", "expand"),
@@ -68,7 +68,7 @@ def recipes(
         DiffAugError: a method is unknown, of another shape, or wants what the backbone lacks; a parameter is no
             method's.
     """
-    named: list[tuple[str | Method, dict[str, Any]]] = []
+    named: list[tuple[str | Entry, dict[str, Any]]] = []
     for m in methods:
         named.append((m[0], dict(m[1])) if isinstance(m, tuple) else (m, {}))
     if not named:

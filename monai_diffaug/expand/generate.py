@@ -21,7 +21,7 @@ from ..primitives import guidance, plans
 from ..primitives.filters import Sieve, check_limits
 from ..primitives.fitting import Fitted, fit
 from ..primitives.sampler import sample
-from ..registry import Method
+from ..registry import Entry
 from ..types import Backbone, Concept, Contract, DiffAugError, NoiseSource, Sample, iterate
 from .arguments import Recipe, Words, phrase, recipes
 from .job import Job, Task
@@ -66,7 +66,7 @@ def plain(
     return Sample(backbone.decode(z), label=prompt, mask=mask, prompt=prompt)
 
 
-PLAIN = Method(plain, labels="generated")
+PLAIN = Entry(plain, labels="generated")
 
 
 def generate(

@@ -14,7 +14,7 @@ from ..backbones import hub
 from ..io import datalist
 from ..primitives import concepts as taught_by
 from ..primitives import finetuning
-from ..registry import Method
+from ..registry import Entry
 from ..types import Backbone, Concept, DiffAugError, NoiseSource
 from .arguments import class_of, phrase
 from .making import Source, open_source
@@ -84,7 +84,7 @@ def learn(
     return taught_by.save(concept, target)
 
 
-def _command(entry: Method) -> str:
+def _command(entry: Entry) -> str:
     return {"generate": "generate", "edit": "edit"}.get(entry.shape, "expand")
 
 
@@ -105,7 +105,7 @@ def _found(
 def _images(
     items: Sequence[datalist.Item],
     backbone: Backbone,
-    entry: Method,
+    entry: Entry,
     given: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any]:

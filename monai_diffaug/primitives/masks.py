@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..types import Backbone, Denoiser, DiffAugError, NoiseLevel, NoiseSource, Prediction, Row
 
-__all__ = ["blend", "dilate", "erode", "from_noise_difference", "keep_outside", "soften", "to_latent"]
+__all__ = ["blend", "from_noise_difference", "grow", "keep_outside", "shrink", "soften", "to_latent"]
 
 
 def check(mask: Tensor, image: Tensor) -> Tensor:
@@ -34,15 +34,15 @@ def to_latent(mask: Tensor, latent: Tensor, *, cover: bool = False) -> Tensor:
     return small.to(latent)
 
 
-def dilate(mask: Tensor, voxels: int) -> Tensor:
+def grow(mask: Tensor, voxels: int) -> Tensor:
     """Grow by ``voxels`` in every direction (box element)."""
     pool = F.max_pool2d if mask.ndim == 4 else F.max_pool3d
     return pool(mask, 2 * voxels + 1, stride=1, padding=voxels) if voxels > 0 else mask
 
 
-def erode(mask: Tensor, voxels: int) -> Tensor:
+def shrink(mask: Tensor, voxels: int) -> Tensor:
     """Shrink by ``voxels``."""
-    return 1 - dilate(1 - mask, voxels)
+    return 1 - grow(1 - mask, voxels)
 
 
 def soften(mask: Tensor, voxels: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import registry
 from ..backbones.tiny import ideal_backbone, tiny
-from ..registry import Method
+from ..registry import Entry
 from ..types import Backbone, DiffAugError, NoiseSource, Sample
 
 __all__ = ["BACKBONES", "SMALL", "VOCABULARY", "Case", "case_for", "runs_on", "variants"]
@@ -27,7 +27,7 @@ class Case:
     well.
     """
 
-    method: Method
+    method: Entry
     backbone: Backbone
     batch: int = 2
     seed: int = 11
@@ -183,14 +183,14 @@ BACKBONES: dict[str, tuple[Callable[[Sequence[str], int], Backbone | None], int]
 }
 
 
-def runs_on(method: str | Method, on: str) -> bool:
+def runs_on(method: str | Entry, on: str) -> bool:
     """Whether a method can run on one of ``BACKBONES``, by its own declaration."""
     entry = registry.get(method)
     build, dims = BACKBONES[on]
     return dims in entry.dims and (on != "ideal" or build(entry.needs, dims) is not None)
 
 
-def case_for(method: str | Method, on: str = "tiny 2D", **given: Any) -> Case | None:
+def case_for(method: str | Entry, on: str = "tiny 2D", **given: Any) -> Case | None:
     """The method on one of ``BACKBONES``; ``None`` where it cannot run.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..primitives.fitting import fit
-from ..registry import Method
+from ..registry import Entry
 from ..types import Contract, DiffAugError
 from .running import MethodRunner, Outcome
 
@@ -37,7 +37,7 @@ def _count(value: Any) -> int:
     return value.numel() if isinstance(value, Tensor) else int(np.size(value))
 
 
-def new_label(method: Method, key: Any, old: Any, outcome: Outcome) -> Any:
+def new_label(method: Entry, key: Any, old: Any, outcome: Outcome) -> Any:
     """The label that belongs to the new image, of the kind and type of the old one.
 
     Raises:
@@ -56,7 +56,7 @@ def new_label(method: Method, key: Any, old: Any, outcome: Outcome) -> Any:
     return old if method.labels == "moved" else _new_class(method, key, old, outcome)
 
 
-def _new_class(method: Method, key: Any, old: Any, outcome: Outcome) -> Any:
+def _new_class(method: Entry, key: Any, old: Any, outcome: Outcome) -> Any:
     name = outcome.record.label if outcome.record.label is not None else outcome.record.prompt
     if name is None:
         raise DiffAugError(f"{method.name} does not say what class its image is: give prompt=..., or leave {key!r} out")

@@ -20,7 +20,7 @@ from ..primitives import concepts as taught_concepts
 from ..primitives.fitting import Fitted, fit
 from ..primitives.told import with_mask
 from ..provenance import Record
-from ..registry import Method
+from ..registry import Entry
 from ..types import Backbone, Concept, DiffAugError, NoiseSource, Sample, iterate
 
 __all__ = ["MethodRunner", "Outcome", "Request"]
@@ -72,7 +72,7 @@ class MethodRunner:
 
     def __init__(
         self,
-        method: str | Method,
+        method: str | Entry,
         backbone: str | Path | Backbone,
         parameters: Mapping[str, Any],
         concepts: Sequence[Concept | str | Path] | Concept | str | Path = (),
@@ -98,7 +98,7 @@ class MethodRunner:
         return {**self.__dict__, "_backbone": None}
 
     @property
-    def entry(self) -> Method:
+    def entry(self) -> Entry:
         """The method."""
         return registry.get(self.method)
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from monai_diffaug.backbones import hub
+from monai_diffaug.backbones import hub, loading
 from monai_diffaug.testing import ideal_backbone, tiny
 from monai_diffaug.types import DiffAugError
 
@@ -134,7 +134,7 @@ def test_a_config_that_does_not_fit_is_refused(copy, change, says):
 
 
 def test_unknown_names_are_refused_with_the_nearest(monkeypatch, saved, tmp_path):
-    monkeypatch.setattr(hub, "WEIGHTS", saved.parent)
+    monkeypatch.setattr(loading, "WEIGHTS", saved.parent)
     assert hub.shipped() == ["words"]
     with pytest.raises(DiffAugError, match="did you mean 'words'"):
         hub.load("wordz")

@@ -190,7 +190,7 @@ def test_cite_prints_bibtex_of_every_method():
 
 def test_bibtex_of_awkward_cards(monkeypatch):
     def cited(paper):
-        entry = registry.Method(lambda: None, "kept")
+        entry = registry.Entry(lambda: None, "kept")
         monkeypatch.setitem(vars(entry), "card", {"Paper": paper})
         ((kind, _, fields),) = _entries(entry.bibtex.replace("<lambda>", "x"))
         return kind, fields

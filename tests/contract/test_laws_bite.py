@@ -8,7 +8,7 @@ import torch
 
 from monai_diffaug import registry
 from monai_diffaug.methods.semantic.image_to_image.sdedit import sdedit
-from monai_diffaug.registry import Method
+from monai_diffaug.registry import Entry
 from monai_diffaug.testing import Case, LawBrokenError, laws, tiny
 from monai_diffaug.types import NoiseSource, Sample
 
@@ -129,7 +129,7 @@ BREAKS = [
 
 @pytest.mark.parametrize(("law", "function", "says"), BREAKS, ids=lambda x: getattr(x, "__name__", None))
 def test_a_law_catches_its_breach(law, function, says, monkeypatch):
-    case = Case(Method(function, "kept", neutral={"strength": 0.0}), tiny("class", size=8))
+    case = Case(Entry(function, "kept", neutral={"strength": 0.0}), tiny("class", size=8))
     if law == "replays":  # records name their method
         monkeypatch.setitem(registry._METHODS, function.__name__, case.method)
     with pytest.raises((LawBrokenError, ValueError), match=says):
@@ -138,12 +138,12 @@ def test_a_law_catches_its_breach(law, function, says, monkeypatch):
 
 def test_an_edit_without_neutral_setting_is_refused():
     with pytest.raises(LawBrokenError, match="must say under which setting nothing changes"):
-        LAWS["neutral"].holds(Case(Method(undeclared, "kept"), tiny("class", size=8)))
+        LAWS["neutral"].holds(Case(Entry(undeclared, "kept"), tiny("class", size=8)))
 
 
 def test_a_good_method_breaks_none_of_them():
     """The same harness, the same backbone: what is caught above is the breach and not the harness."""
-    case = Case(Method(sdedit, "kept", neutral={"strength": 0.0}), tiny("class", size=8))
+    case = Case(Entry(sdedit, "kept", neutral={"strength": 0.0}), tiny("class", size=8))
     for name in ("finite", "seeded", "neutral", "intact", "refuses", "replays", "named"):
         LAWS[name].holds(case)
 
@@ -152,14 +152,14 @@ def test_a_parameter_that_nobody_can_supply_is_named():
     def strange(backbone, image, *, wavelength, generator):
         return Sample(image)
 
-    case = Case(Method(strange, "kept"), tiny("none", size=8))
+    case = Case(Entry(strange, "kept"), tiny("none", size=8))
     with pytest.raises(ValueError, match=r"parameter 'wavelength'.*check_method\(..., wavelength=value\)"):
         case.arguments()
     assert replace(case, given={"wavelength": 3}).arguments()["wavelength"] == 3
 
 
 def test_cases_give_each_image_its_own_seed_and_content():
-    case = Case(Method(sdedit, "kept"), tiny("class", size=8), batch=16)
+    case = Case(Entry(sdedit, "kept"), tiny("class", size=8), batch=16)
     one = case.but(batch=1)
     assert torch.equal(case.arguments()["image"][:1], one.arguments()["image"])
     assert not torch.equal(case.images()[0], case.images()[1])

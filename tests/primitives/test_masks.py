@@ -22,10 +22,10 @@ def sides(mask):
 
 
 def test_growing_and_shrinking_is_by_voxels(box):
-    assert sides(masks.dilate(box, 2)) == [10] * (box.ndim - 2)
-    assert sides(masks.erode(box, 2)) == [2] * (box.ndim - 2)
-    assert torch.equal(masks.dilate(box, 0), box)
-    assert torch.equal(masks.erode(masks.dilate(box, 2), 2), box)
+    assert sides(masks.grow(box, 2)) == [10] * (box.ndim - 2)
+    assert sides(masks.shrink(box, 2)) == [2] * (box.ndim - 2)
+    assert torch.equal(masks.grow(box, 0), box)
+    assert torch.equal(masks.shrink(masks.grow(box, 2), 2), box)
 
 
 def test_softened_edges_stay_where_they_are(box):

@@ -96,7 +96,7 @@ def _reach(backbone: Backbone, mask: Tensor, region: str | None, grow: int) -> T
         region = "all" if "mask" in backbone.conditioner.accepts else "background"
     if region not in REGIONS:
         raise DiffAugError(f"region {region!r} is unknown: use one of {', '.join(REGIONS)}")
-    grown = masks.dilate(mask, grow)
+    grown = masks.grow(mask, grow)
     return {"all": None, "object": grown, "background": 1 - grown}[region]
 
 

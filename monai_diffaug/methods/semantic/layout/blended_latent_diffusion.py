@@ -80,7 +80,7 @@ def blended_latent_diffusion(
 
     def shrinking(row: Row) -> Tensor:
         left = 1.0 - (row.level.index + 1) / row.level.total
-        return masks.dilate(inside, math.ceil(left * dilation))
+        return masks.grow(inside, math.ceil(left * dilation))
 
     keep = masks.keep_outside(source, shrinking, streams)
     denoise = guidance.classifier_free(backbone, told, scale)

@@ -88,7 +88,7 @@ def prompt_to_prompt(
     def couple(x: Tensor, row: Row, _: Prediction | None) -> Tensor:
         source, edited = next(path), x[batch:]
         if gaze is not None and (seen := gaze.map()) is not None:
-            inside = (words.resized(masks.dilate(seen, 1), x.shape[2:]) > threshold).to(x)
+            inside = (words.resized(masks.grow(seen, 1), x.shape[2:]) > threshold).to(x)
             edited = masks.blend(edited, source, torch.maximum(inside[:batch], inside[batch:]))
         return torch.cat([source, edited])
 
