@@ -40,6 +40,8 @@ def _count(value: Any) -> int:
 def new_label(method: Entry, key: Any, old: Any, outcome: Outcome) -> Any:
     """The label that belongs to the new image, of the kind and type of the old one.
 
+    Masks keep their value for foreground (1, 255); one that was empty, and so does not say, gets 1.
+
     Raises:
         DiffAugError: the method changes labels, and does not say to what.
     """
