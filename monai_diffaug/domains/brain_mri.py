@@ -65,7 +65,7 @@ RECIPE = Recipe(
         "norm_num_groups": 16,
         "num_class_embeds": len(LABELS) + 1,
     },
-    network_settings=Settings(steps=12000, batch=16, lr=3e-4, ema=0.9995),
+    network_settings=Settings(steps=8000, batch=16, lr=3e-4, ema=0.999),
 )
 
 

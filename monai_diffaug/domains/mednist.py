@@ -86,7 +86,7 @@ RECIPE = Recipe(
         "cross_attention_dim": TEXT_WIDTH,
         "transformer_num_layers": 1,
     },
-    network_settings=Settings(steps=11500, batch=16, lr=3e-4, ema=0.9995),
+    network_settings=Settings(steps=7500, batch=16, lr=3e-4, ema=0.999),
 )
 
 
