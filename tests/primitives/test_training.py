@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from monai_diffaug import testing
-from monai_diffaug.primitives import training
+from monai_diffaug.primitives import runs, training
 from monai_diffaug.primitives.training import Settings
 from monai_diffaug.types import Condition, DiffAugError
 
@@ -39,15 +39,15 @@ class Stopped(Exception):
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     unbroken, figures = network_after(tmp_path / "whole", 12)
-    save = training._Run.save
+    save = runs.Resumable.save
 
     def save_and_stop(self, step):
         save(self, step)
         if step == 8:
             raise Stopped
 
-    monkeypatch.setattr(training._Run, "save", save_and_stop)
-    monkeypatch.setattr(training.time, "monotonic", iter(float(i) for i in range(0, 10**6, 1000)).__next__)
+    monkeypatch.setattr(runs.Resumable, "save", save_and_stop)
+    monkeypatch.setattr(runs.time, "monotonic", iter(float(i) for i in range(0, 10**6, 1000)).__next__)
     with pytest.raises(Stopped):
         network_after(tmp_path / "parts", 12)
     monkeypatch.undo()
