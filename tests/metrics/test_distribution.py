@@ -18,13 +18,14 @@ def test_fid_of_two_gaussians():
 
 def test_kid_is_the_plain_double_sum():
     a, b = normal(7, 4), normal(5, 4, 0.5, seed=1)
-    kernel = lambda x, y: (float(x @ y) / 4 + 1) ** 3  # noqa: E731
-    within = lambda s: (
-        sum(  # noqa: E731
-            kernel(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j
-        )
-        / (len(s) * (len(s) - 1))
-    )
+
+    def kernel(x, y):
+        return (float(x @ y) / 4 + 1) ** 3
+
+    def within(s):
+        pairs = [kernel(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]
+        return sum(pairs) / len(pairs)
+
     across = sum(kernel(x, y) for x in a for y in b) / (len(a) * len(b))
     assert kid(a, b) == pytest.approx(within(a) + within(b) - 2 * across, rel=1e-9)
 
