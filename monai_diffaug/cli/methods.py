@@ -142,7 +142,7 @@ def as_dict(entry: Entry) -> dict[str, Any]:
     parameters = [
         {
             "name": p.name,
-            "type": "any" if p.annotation is p.empty else str(p.annotation),
+            "type": _type(p.annotation),
             "required": p.default is p.empty,
             "default": None if p.default is p.empty else p.default,
             "text": texts.get(p.name, ""),
@@ -164,6 +164,12 @@ def as_dict(entry: Entry) -> dict[str, Any]:
         "line": entry.line,
         "parameters": parameters,
     }
+
+
+def _type(annotation: Any) -> str:
+    if annotation is inspect.Parameter.empty:
+        return "any"
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def _argument_texts(doc: str) -> dict[str, str]:

@@ -38,6 +38,7 @@ def test_blocks_run(page, tmp_path, monkeypatch):
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "my_methods/ilvr.py" in done.stdout
+    assert "factor: int = 4" in done.stdout
     assert "torch.Size([2, 1, 16, 16])" in done.stdout
 
 
@@ -65,6 +66,8 @@ def test_methods_named_in_the_docs_exist():
     from monai_diffaug import registry
 
     for page in PAGES:
-        for word in re.findall(r'method="(\w+)"|--method (\w+)|diffaug where ([a-z]\w*)', page.read_text(encoding="utf-8")):
+        for word in re.findall(
+            r'method="(\w+)"|--method (\w+)|diffaug where ([a-z]\w*)', page.read_text(encoding="utf-8")
+        ):
             method = next(w for w in word if w)
             assert method == "ilvr" or registry.get(method)
