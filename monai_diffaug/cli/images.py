@@ -62,9 +62,9 @@ def edit_image(
     """Edit one image; its record, and a sheet to look at, are written beside the result.
 
     Examples:
-      diffaug edit scan.png --method sdedit --backbone brain_mri --class tumor --mask scan_mask.png
-      diffaug edit scan.png -m healthy_counterfactual -b brain_mri --class tumor --out healthy.png
-      diffaug edit scan.nii.gz -m sdedit -b CHECKPOINT --param strength=0.3 --param prompt=tumor
+      diffaug edit scan.png -m sdedit -b brain_mri --class tumor --mask mask.png
+      diffaug edit scan.png -m healthy_counterfactual -b brain_mri --class tumor
+      diffaug edit scan.nii.gz -m sdedit -b CHECKPOINT -p prompt=tumor
     """
     from monai_diffaug.expand import edit
     from monai_diffaug.report.sheet import draw
@@ -118,9 +118,10 @@ def expand_images(
     It may be stopped at any moment; run again, it goes on, and the result is the same.
 
     Examples:
-      diffaug expand brain_mri --method da_fusion --backbone brain_mri --out more
-      diffaug expand scans/datalist.json -m da_fusion -m healthy_counterfactual -b brain_mri --out more --copies 3
-      diffaug expand scans/ -m sdedit:strength=0.3,scale=2 -b CHECKPOINT --out more --keep label --keep novelty=0.3
+      diffaug expand brain_mri -m da_fusion -b brain_mri --out more
+      diffaug expand scans.json -m da_fusion -m edict -b CKPT --out more --copies 3
+      diffaug expand scans/ -m sdedit:strength=0.3,scale=2 -b CKPT --out more
+      diffaug expand scans/ -m sdedit -b CKPT --out more --keep label --keep novelty
     """
     from monai_diffaug.expand import expand
 
@@ -175,8 +176,8 @@ def generate_images(
 
     Examples:
       diffaug generate brain_mri --out new --count 8
-      diffaug generate mednist --prompt "a small hand x-ray" --prompt "a head ct" --out new
-      diffaug generate brain_mri --prompt tumor --mask lesion.png --param scale=2 --out new --keep label
+      diffaug generate mednist --prompt "a small hand x-ray" --out new
+      diffaug generate brain_mri --prompt tumor --mask lesion.png --out new
     """
     from monai_diffaug.expand import generate
 
@@ -329,11 +330,17 @@ def _tell(outcome: Outcome, sheet: bool, json: bool) -> None:
         return
     before = f", {outcome.before} of them by an earlier run" if outcome.before else ""
     print(f"{outcome.made} synthetic image{'s' if outcome.made != 1 else ''}{before}, in {outcome.seconds:.0f} s")
-    counts = {"did not pass the filters": outcome.rejected, "bad inputs were skipped": outcome.skipped}
-    counts["were left as they are (the datalist says why)"] = outcome.unchanged
-    for what, which in counts.items():
+    for which, one, more in (
+        (outcome.rejected, "did not pass the filters", "did not pass the filters"),
+        (outcome.skipped, "bad input was skipped", "bad inputs were skipped"),
+        (
+            outcome.unchanged,
+            "was left as it is (the datalist says why)",
+            "were left as they are (the datalist says why)",
+        ),
+    ):
         if which:
-            print(f"  {len(which)} {what}")
+            print(f"  {len(which)} {one if len(which) == 1 else more}")
     _print_files({"folder": outcome.folder, "datalist": outcome.datalist, "overview": overview})
 
 

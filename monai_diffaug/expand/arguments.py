@@ -18,7 +18,7 @@ TEXTS = ("prompt", "source_prompt", "label")
 """Parameters that are told for each image on its own."""
 
 _SHAPES = {
-    "learn": "it learns a concept and makes no images: run it first and give what it learned as a concept",
+    "learn": "it makes no images: run `diffaug learn` first and give the file of what it learned as a concept",
     "generate": "it starts from no image: use `diffaug generate`",
 }
 

@@ -12,7 +12,7 @@ from ..types import Backbone, DiffAugError
 
 __all__ = ["LIMITS", "Sieve", "Verdict", "check_limits"]
 
-LIMITS = {"label": 0.5, "novelty": 0.25, "quality": 1.5}
+LIMITS = {"label": 0.5, "novelty": 0.27, "quality": 1.4}
 """Filters and where each of them draws the line unless told. See :class:`Sieve`."""
 
 NEIGHBORS = 3

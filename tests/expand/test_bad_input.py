@@ -132,7 +132,7 @@ SETTINGS = [
     ({"parameters": {"strenght": 1}}, r"sdedit has no parameter 'strenght': did you mean 'strength'"),
     ({"parameters": {"prompt": "a tumour"}}, r"'tumour', did you mean 'tumor'"),
     ({"parameters": {"strength": 7}}, "strength"),
-    ({"methods": "textual_inversion"}, "give what it learned as a concept|needs text_encoder"),
+    ({"methods": "textual_inversion"}, "run `diffaug learn` first"),
     ({"methods": "universal_guidance"}, "use `diffaug generate`"),
     ({"methods": []}, "no method was given"),
     ({"backbone": "brain_mir"}, "backbone 'brain_mir' is unknown"),

@@ -41,7 +41,7 @@ def test_bad_images_are_said_and_the_exit_code_is_0(tmp_path, scans, checkpoint)
     assert result.exit_code == 0
     assert "skipped:" in result.stderr
     assert "2.png is corrupt or truncated" in result.stderr
-    assert "1 bad inputs were skipped" in result.stdout
+    assert "1 bad input was skipped" in result.stdout
     strict = run(*words, "--out", tmp_path / "b", "--strict")
     assert strict.exit_code == 1
     assert strict.stderr.strip().splitlines()[-1].startswith("error:")

@@ -1,6 +1,5 @@
 """Files come back as the kind that they were, with their geometry and number format, or with one clear line."""
 
-import gzip
 import itertools
 
 import nibabel as nib
@@ -125,48 +124,51 @@ def test_values_are_rounded_and_clipped(tmp_path):
     assert rows == [0, 100, 255]
 
 
-def broken(folder, name):
-    """One bad file of each kind, by name."""
-    path = folder / name
-    good = folder / "good.nii.gz"
-    nib.save(nib.Nifti1Image(RNG.random((16, 16, 8)).astype("float32"), np.eye(4)), good)
-    Image.fromarray(RNG.integers(0, 255, (64, 64), dtype=np.uint8)).save(folder / "good.png")
-    Image.fromarray(RNG.integers(0, 255, (64, 64), dtype=np.uint8)).save(folder / "good.jpg")
-    if name == "truncated.nii.gz":
-        path.write_bytes(good.read_bytes()[:3000])
-    elif name == "truncated.nii":
-        path.write_bytes(gzip.decompress(good.read_bytes())[:3000])
-    elif name in ("truncated.png", "truncated.jpg"):
-        data = (folder / f"good{path.suffix}").read_bytes()
-        path.write_bytes(data[: len(data) // 2])
-    elif name in ("text.png", "text.nii", "text.nii.gz", "text.jpg"):
-        path.write_text("this is no image")
-    elif name in ("empty.png", "empty.nii.gz"):
-        path.write_bytes(b"")
-    elif name == "nan.nii.gz":
-        array = RNG.random((8, 8, 8)).astype("float32")
-        array[0, 0, 0] = np.nan
+def noise(*shape):
+    return RNG.integers(0, 255, shape, dtype=np.uint8)
+
+
+def volume(value=None):
+    array = RNG.random((16, 16, 8)).astype("float32")
+    if value is not None:
+        array[0, 0, 0] = value
+    return array
+
+
+def save(path, array):
+    if ".nii" in path.name:
         nib.save(nib.Nifti1Image(array, np.eye(4)), path)
-    elif name == "infinite.nii.gz":
-        array = RNG.random((8, 8, 8)).astype("float32")
-        array[0, 0, 0] = np.inf
-        nib.save(nib.Nifti1Image(array, np.eye(4)), path)
-    elif name == "constant.png":
-        Image.fromarray(np.full((8, 8), 7, np.uint8)).save(path)
-    elif name == "constant.nii.gz":
-        nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), path)
-    elif name == "cmyk.jpg":
-        Image.new("CMYK", (8, 8), (1, 2, 3, 4)).save(path)
-    elif name == "transparent.png":
-        Image.fromarray(RNG.integers(0, 255, (8, 8, 4), dtype=np.uint8)).save(path)
-    elif name == "moving.png":
-        frames = [Image.fromarray(RNG.integers(0, 255, (8, 8), dtype=np.uint8)) for _ in range(3)]
-        frames[0].save(path, save_all=True, append_images=frames[1:])
-    elif name == "complex.nii.gz":
-        nib.save(nib.Nifti1Image(RNG.random((8, 8, 8)).astype("complex64"), np.eye(4)), path)
-    elif name == "series.dcm":
-        path.write_bytes(b"\0" * 200)
-    return path
+    else:
+        Image.fromarray(array).save(path)
+
+
+def cut(path):
+    """Half of a good file."""
+    save(path, volume() if ".nii" in path.name else noise(64, 64))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def frames(path):
+    first, *more = (Image.fromarray(noise(8, 8)) for _ in range(3))
+    first.save(path, save_all=True, append_images=more)
+
+
+SPOILED = {
+    "truncated": cut,
+    "text": lambda path: path.write_text("this is no image"),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: None,
+    "nan": lambda path: save(path, volume(np.nan)),
+    "infinite": lambda path: save(path, volume(np.inf)),
+    "constant": lambda path: save(path, np.full((8, 8, 8) if ".nii" in path.name else (8, 8), 7, np.uint8)),
+    "cmyk": lambda path: Image.new("CMYK", (8, 8), (1, 2, 3, 4)).save(path),
+    "transparent": lambda path: save(path, noise(8, 8, 4)),
+    "moving": frames,
+    "complex": lambda path: save(path, RNG.random((8, 8, 8)).astype("complex64")),
+    "series": lambda path: path.write_bytes(b"\0" * 200),
+    "notes": lambda path: path.write_text("notes"),
+    "bits": lambda path: save(path, noise(8, 8) > 99),
+}
 
 
 REASONS = {
@@ -191,12 +193,14 @@ REASONS = {
     "complex.nii.gz": "one number a voxel",
     "series.dcm": "convert DICOM to NIfTI",
     "notes.txt": "NIfTI, PNG or JPEG",
+    "bits.png": "black and white only",
 }
 
 
 @pytest.mark.parametrize("name", REASONS)
 def test_bad_files_get_one_line(tmp_path, name):
-    path = broken(tmp_path, name)
+    path = tmp_path / name
+    SPOILED[name.split(".")[0]](path)
     with pytest.raises(DiffAugError, match=REASONS[name]) as caught:
         images.read(path)
     assert str(path) in str(caught.value)
@@ -213,7 +217,8 @@ def test_dimensions_are_told(tmp_path):
 
 
 def test_what_is_not_finite_is_not_written(tmp_path):
-    path = broken(tmp_path, "good.png")
+    path = tmp_path / "good.png"
+    save(path, noise(8, 8))
     scan = images.read(path)
     with pytest.raises(DiffAugError, match="NaN"):
         images.write(tmp_path / "new.png", torch.full(scan.image.shape, float("nan")), scan)
