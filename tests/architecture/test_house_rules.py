@@ -3,6 +3,7 @@
 import ast
 import inspect
 import pkgutil
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -94,3 +95,13 @@ def test_imports_go_down_only():
         pytest.skip("import-linter is not installed")
     done = subprocess.run([command, "--no-logo"], cwd=ROOT.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_every_method_has_a_behavior_check(method):
+    """What its paper claims is measured somewhere in tests/behaviour, for a teacher together with what it teaches."""
+    folder = Path(__file__).parent.parent / "behaviour"
+    names = {method.name, *(m.name for m in METHODS if m.extra.get("learned_by") == method.name)}
+    said = " ".join(f"{f.stem} {f.read_text()}" for f in folder.glob("test_*.py"))
+    words = set(re.findall(r"[a-z]\w+", said.replace("test_", "")))
+    assert names & words, f"no test in {folder.name}/ measures what {method.name} claims"
