@@ -127,13 +127,14 @@ class _Told:
         return Condition(labels=self.labels[index] * (torch.rand(len(index), generator=generator) >= 1 / 6).long())
 
 
-def _judge(data: Images, contract: Contract, folder: Path) -> Judge | None:
+def _judge(data: Images, recipe: Recipe, folder: Path) -> Judge | None:
     if len(data.classes) < 2:
         return None
     which = data.part("train")
     which = which[data.labels[which] >= 0]
-    settings = Settings(steps=800, batch=16, lr=1e-3, ema=0.99, weight_decay=0.02, seed=1)
-    return train_judge(contract, data.images[which], data.labels[which], data.classes, settings, folder)
+    steps = min(800, recipe.network_settings.steps)
+    settings = Settings(steps=steps, batch=16, lr=1e-3, ema=0.99, weight_decay=0.02, seed=1)
+    return train_judge(recipe.contract, data.images[which], data.labels[which], data.classes, settings, folder)
 
 
 def train(source: Path, folder: Path, recipe: Recipe) -> Backbone:
@@ -149,7 +150,7 @@ def train(source: Path, folder: Path, recipe: Recipe) -> Backbone:
         {},
     )
     conditioner = ClassConditioner(data.classes) if conditional else NoConditioner()
-    judge = _judge(data, recipe.contract, folder)
+    judge = _judge(data, recipe, folder)
     made = train_backbone(recipe, conditioner, examples, folder, judge)
     return replace(made, name=recipe.contract.name)
 
@@ -157,7 +158,7 @@ def train(source: Path, folder: Path, recipe: Recipe) -> Backbone:
 def bench(source: Path, contract: Contract) -> Bench:
     """Images of patients that were not trained on."""
     data = read(source, contract)
-    unseen = data.part("test")
+    unseen = data.part("validation", "test")
     names = [data.classes[i] if i >= 0 else "" for i in data.labels[unseen].tolist()]
     return Bench(
         train=data.images[data.part("train")],

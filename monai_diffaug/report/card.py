@@ -159,7 +159,7 @@ def sample_sheet(backbone: Backbone, bench: Bench, figures: Mapping[str, Any], p
         _show(axes[5][2 * j], made[i], f"nearest pair, {figures['distance'][i]:.2f}", value_range)
         _show(axes[5][2 * j + 1], bench.train[figures["nearest"][i]], "training image", value_range)
     figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)
     return path
 
 
