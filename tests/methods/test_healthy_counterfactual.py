@@ -38,8 +38,11 @@ def test_a_healthy_image_stays():
     assert changed[0] < 0.25 * changed[1]
 
 
-def test_it_is_null_inversion_and_guided_decoding_with_dynamic_normalization():
-    backbone = tiny("class_mask", autoencoder=True)
+@pytest.mark.parametrize(
+    ("kind", "scale", "said"), [("class", 3.0, {"prompt": "healthy"}), ("class_mask", 8.0, {"mask": 0})]
+)
+def test_it_is_null_inversion_and_guided_decoding_with_dynamic_normalization(kind, scale, said):
+    backbone = tiny(kind, autoencoder=True)
     image = torch.rand(2, 1, 16, 16) * 2 - 1
     made = registry.call("healthy_counterfactual", backbone, image, steps=6, tolerance=1e-4).image
     z = backbone.encode(image)
@@ -54,9 +57,10 @@ def test_it_is_null_inversion_and_guided_decoding_with_dynamic_normalization():
 
         return denoise
 
-    null, told = backbone.condition(2), backbone.condition(2, prompt="healthy")
+    said = {"mask": torch.zeros(2, 1, 16, 16)} if "mask" in said else said
+    null, told = backbone.condition(2), backbone.condition(2, **said)
     up = invert(normalized(backbone.denoiser(null)), z, plans.ddim(backbone.schedule, 6, strength=0.75))
-    by_hand = sample(normalized(guidance.classifier_free(backbone, told, 3.0, negative=null)), up.latent, up.plan)
+    by_hand = sample(normalized(guidance.classifier_free(backbone, told, scale, negative=null)), up.latent, up.plan)
     assert torch.allclose(made, backbone.decode(by_hand), atol=1e-3)
 
 

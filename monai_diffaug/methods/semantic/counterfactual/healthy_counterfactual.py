@@ -5,9 +5,10 @@ Localization. DGM4MICCAI 2022. arXiv:2207.12268
 Idea: deterministic inversion without a label keeps the patient in the noise; decoding that noise as healthy removes
 the disease.
 Changes: the sampler's starting point (inversion); guidance on the way back; dynamic normalization of x0 on both ways.
-Departs: works on latents, where the bound of dynamic normalization is the source's own largest value if that is above
-1, and the map compares with the autoencoder's reconstruction; 50 steps, spaced in log-SNR and each refined to a
-residual, take the place of 100 plain ones.
+Departs: a backbone that takes lesion masks is told an empty mask and no class, since classes also differ in which
+slices they hold and guidance towards one then changes the anatomy; works on latents, where the bound of dynamic
+normalization is the source's own largest value if that is above 1, and the map compares with the autoencoder's
+reconstruction; 50 steps, spaced in log-SNR and each refined to a residual, take the place of 100 plain ones.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def healthy_counterfactual(
     *,
     prompt: str | list[str] = "healthy",
     strength: float = 0.75,
-    scale: float = 3.0,
+    scale: float | None = None,
     tolerance: float = 1e-3,
     steps: int = 50,
     generator: NoiseSource | None = None,
@@ -37,11 +38,13 @@ def healthy_counterfactual(
     """What ``image`` (B, C, *S) would look like if it were healthy.
 
     Args:
-        backbone: conditioned on a class without lesions, and trained to do without being told.
+        backbone: conditioned on a class without lesions, and trained to do without being told. One that takes lesion
+            masks is told an empty mask in place of the class.
         image: in the contract's value range.
         prompt: the class without lesions.
         strength: how far the image is inverted; 0 leaves it (up to the autoencoder).
-        scale: classifier-free guidance weight towards ``prompt``; 0 is the round trip.
+        scale: classifier-free guidance weight towards healthy; 0 is the round trip. Unless given, 3 as in the paper,
+            and 8 towards an empty mask.
         tolerance: relative miss that a step of the inversion may leave.
         steps: steps of a full chain; ``strength`` of them are walked down and up.
         generator: not drawn from, since both ways are deterministic.
@@ -56,6 +59,10 @@ def healthy_counterfactual(
     limit = z.abs().flatten(2).amax(2).clamp(min=1.0)
     null = backbone.condition(batch)
     told = backbone.condition(batch, prompt=prompt)
+    masked = "mask" in backbone.conditioner.accepts
+    if masked:
+        told = backbone.condition(batch, mask=torch.zeros_like(image[:, :1]))
+    scale = (8.0 if masked else 3.0) if scale is None else scale
     plain = guidance.thresholded(backbone.denoiser(null), 0.99, limit)
     guided = guidance.thresholded(guidance.classifier_free(backbone, told, scale, negative=null), 0.99, limit)
     plan = plans.ddim(backbone.schedule, steps, strength=strength)

@@ -6,7 +6,8 @@ Idea: where two prompts disagree about the noise lies what must change, and the 
 path.
 Changes: the sampler's starting point (inversion); what lies outside the found mask at every step.
 Departs: inversion is refined to a residual; the mask is found and kept at latent size; the noises are compared without
-guidance, which would multiply their difference by one number that the mask's scaling takes out again; steps follow
+guidance, which would multiply their difference by one number that the mask's scaling takes out again; they are
+compared at the noise that half of Stable Diffusion's chain has, whatever the backbone's schedule; steps follow
 log-SNR.
 """
 
@@ -20,6 +21,8 @@ from ....primitives.inversion import arrivals, invert
 from ....primitives.sampler import sample
 from ....registry import method
 from ....types import Backbone, NoiseSource, Prediction, Row, Sample
+
+_LOG_SNR = -0.48
 
 
 @method(labels="replaced", needs=["prompt_condition"], neutral={"strength": 0.0})
@@ -49,7 +52,7 @@ def diffedit(
         strength: r, how far the image is inverted; 0 leaves it (up to the autoencoder). 0.5 to 0.8 are good (paper).
         scale: classifier-free guidance weight of the decoding.
         threshold: of the difference of noises, scaled to 0 to 1, above which the mask lies.
-        draws: n, of noise at half of the chain, over which the difference is averaged.
+        draws: n, of noise over which the difference is averaged.
         steps: steps of a full chain; ``strength`` of them are walked down and up.
         generator: one seed per image, for the mask; the rest is deterministic.
 
@@ -63,9 +66,9 @@ def diffedit(
     plan = plans.ddim(backbone.schedule, steps, strength=strength)
     z = backbone.encode(image)
     if mask is None:
-        half = plans.ddim(backbone.schedule, 2, spacing="linspace", strength=0.5)[0].level
+        level = backbone.schedule.at_log_snr(_LOG_SNR)
         inside = masks.from_noise_difference(
-            backbone, z, backbone.denoiser(told), source, half, generator, draws=draws, threshold=threshold
+            backbone, z, backbone.denoiser(told), source, level, generator, draws=draws, threshold=threshold
         )
     else:
         inside = masks.to_latent(masks.check(mask, image), z, cover=True)
