@@ -1,5 +1,6 @@
 """A job that is killed, at least twenty times and at any moment, ends as if it had not been."""
 
+import io
 import json
 import random
 import signal
@@ -9,6 +10,7 @@ import time
 
 from monai_diffaug.backbones import hub
 from monai_diffaug.expand import expand
+from monai_diffaug.io import atomic
 from monai_diffaug.testing import tiny
 
 from .conftest import Forked, files_of
@@ -16,11 +18,33 @@ from .conftest import Forked, files_of
 KILLS = 24
 
 
+class SlowFile:
+    """A file on a disk so slow that kills fall between two halves of it."""
+
+    def __init__(self, path, mode):
+        self.file = io.open(path, mode, buffering=0)  # noqa: SIM115, UP020 - `open` is this class
+
+    def write(self, data):
+        for i in range(0, len(data), max(1, len(data) // 3)):
+            self.file.write(data[i : i + max(1, len(data) // 3)])
+            time.sleep(0.001)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
 def test_killed_at_random_moments(tmp_path, scans, heads):
     """Every batch, filter, file and the datalist at the end may be what is interrupted."""
 
     def job(out):
         def run():
+            vars(atomic)["open"] = SlowFile  # in the child alone
             methods = ["sdedit", "healthy_counterfactual"]
             settings = {"parameters": {"steps": 6}, "copies": 3, "batch_size": 2, "keep": {"novelty": 0.3}}
             expand(scans, tmp_path / out, methods, heads, **settings)
