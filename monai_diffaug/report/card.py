@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,13 +130,13 @@ def _figure(rows: int, columns: int, size: float = 1.25) -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.22)), squeeze=False)
+    return pyplot.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.28)), squeeze=False)
 
 
 def _show(axis: Any, image: Tensor, title: str, value_range: tuple[float, float]) -> None:
     plane = image[0] if image.ndim == 3 else image[0, ..., image.shape[-1] // 2].T
     axis.imshow(plane.numpy(), cmap="gray", vmin=value_range[0], vmax=value_range[1])
-    axis.set_title(title, fontsize=5.5, pad=2)
+    axis.set_title(textwrap.fill(title, 28), fontsize=5.5, pad=2)
     axis.axis("off")
 
 
