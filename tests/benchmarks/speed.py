@@ -6,8 +6,8 @@ Text-conditioned `mednist`, one process. Quality is KID on the judge's features 
 full set with `--data`, else the few that come with the package, which say little.
 
 Peers run as they come: `LatentDiffusionInferer` with attention as MONAI builds it, float32, DDIM and DDPM; diffusers'
-scheduler with the two-branch loop of its Stable Diffusion pipeline, fused attention, float32, 50 steps, guidance at every
-step. The table of gains adds ours one at a time to the same loop.
+scheduler with the two-branch loop of its Stable Diffusion pipeline, fused attention, float32, 50 steps, guidance at
+every step. The table of gains adds ours one at a time to the same loop.
 """
 
 from __future__ import annotations
