@@ -41,7 +41,7 @@ def test_the_round_trip_is_exact_and_plain_inversions_is_not(first):
 
 @pytest.mark.parametrize("first", [0, 3])
 def test_without_mixing_the_two_latents_drift_apart(first):
-    """A root mean square of 0.05 with mixing and 0.59 without; at 50 steps 0.018 and 0.33, at 10 steps 0.35 and 1.03."""
+    """Root mean square 0.05 with mixing and 0.59 without; at 50 steps 0.018 and 0.33, at 10 steps 0.35 and 1.03."""
     z, noise, plan = setting(first)
     gaps = []
     with torch.no_grad():
