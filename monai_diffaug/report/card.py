@@ -209,7 +209,7 @@ def write(backbone: Backbone, bench: Bench, folder: Path, run: Path | None = Non
     c, r = backbone.contract, figures["reconstruction"]
     low, high = c.value_range
     agreed, by_chance = _percent(figures["agreement"]), _percent(figures["agreement_shuffled"])
-    size = sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / 2**20
+    size = sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / 1e6
     text = f"""# {c.name}
 
 {c.modality}, {c.spatial_dims}D, {" x ".join(map(str, c.size))}, {c.channels} channel(s), values in {low:g} to {high:g}.
