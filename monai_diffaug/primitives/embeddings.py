@@ -17,17 +17,16 @@ TEMPLATES = (
     "{}",
     "a {}",
     "a photo of a {}",
-    "a close-up photo of a {}",
-    "a cropped photo of a {}",
-    "a bright photo of a {}",
-    "a dark photo of a {}",
     "an image of a {}",
     "a scan of a {}",
     "a slice of a {}",
-    "a rendering of a {}",
-    "a good image of a {}",
 )
-"""Sentences that say nothing of the subject: the bank of Gal et al. 2022, appendix, in the words of scans."""
+"""Sentences that say nothing of the subject, after the bank of Gal et al. 2022, appendix, in the words of scans.
+
+Theirs also has close-up, cropped, bright and dark photos. Where such words are in the captions that a backbone was
+trained on they are not neutral: learned with them, a word of `mednist` showed its subject in 2 of 24 samples, without
+them in 18.
+"""
 
 
 def _conditioner(backbone: Backbone) -> Any:

@@ -7,7 +7,7 @@ Idea: the rows of a new word in the token table are all that is trained, on neut
 Changes: embeddings.
 Departs: 400 steps of batch 4 where the paper takes 5000 of batch 2 (small latents, small table), the rate scaled by the
 batch as there; images are not mirrored unless `flip` asks for it, since sides mean something in scans; sentences are
-those of the bank that the vocabulary allows; the norm of the gradient is kept below 1.
+those of the bank that the vocabulary allows and that say nothing of size, light or crop; gradients are clipped at 1.
 """
 
 from __future__ import annotations
