@@ -232,8 +232,8 @@ def bench(data: Path, contract: Contract = CONTRACT) -> Bench:
         expected=expected,
         test_expected=prompts(test.labels.tolist()),
         notes={
-            "history": "The first 8,000 of the network's 10,000 steps called every lesion-free slice healthy; the rest, "
-            "the judge and the figures below call healthy only those at levels where tumors lie.",
+            "history": "The first 8,000 of the network's 10,000 steps called every lesion-free slice healthy; the "
+            "rest, the judge and the figures below call healthy only those at levels where tumors lie.",
             "labels": "Slices called healthy come from patients who have a tumor elsewhere, not from healthy people.",
             "split": f"Patients: {', '.join(f'{len(set(slices.part(p).patients))} {p}' for p in PARTS)}.",
         },
