@@ -220,7 +220,7 @@ def prompts(labels: Sequence[int]) -> list[str]:
 
 
 def bench(data: Path, contract: Contract = CONTRACT) -> Bench:
-    """Test patients to measure against; the backbone is told their classes, and of every other one its mask too."""
+    """Test patients to measure against; the backbone is told their classes."""
     slices = read(data)
     test = slices.part("test").of(slices.part("test").labels >= 0)
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).tolist()

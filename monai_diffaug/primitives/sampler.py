@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..types import Denoiser, DiffAugError, NoiseSource, Plan, Prediction, Row, Schedule, StepCallback
+from ..types import Denoiser, DiffAugError, NoiseSource, Plan, Prediction, Row, StepCallback
 
 __all__ = ["noised", "sample", "step"]
 
@@ -81,13 +81,3 @@ def noised(x0: Tensor, plan: Plan, noise: NoiseSource) -> Tensor:
         return x0
     level = plan[0].level
     return level.alpha * x0 + level.sigma * noise.normal(x0)
-
-
-def at_arrival(x0: Tensor, row: Row, z: Tensor) -> Tensor:
-    """``x0`` at the noise level that ``row`` arrives at."""
-    return row.alpha * x0 + row.sigma * z
-
-
-def final_time(schedule: Schedule) -> float:
-    """The last network time, for reading a fraction of the chain."""
-    return schedule.times[-1]

@@ -24,10 +24,6 @@ from ..types import Backbone, NoiseSource
 __all__ = ["generated", "loss_plot", "measured", "sample_sheet", "write"]
 
 
-def _slice(told: Mapping[str, Any], a: int, b: int) -> dict[str, Any]:
-    return {k: v[a:b] for k, v in told.items()}
-
-
 def generated(
     backbone: Backbone,
     told: Mapping[str, Any],
@@ -37,7 +33,6 @@ def generated(
     steps: int = 20,
     seed: int = 0,
     batch: int = 16,
-    interval: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """``n`` images (n, C, *S) under the conditions told, image i with seed ``seed + i``; clipped to the value range."""
     contract, out = backbone.contract, []
@@ -48,8 +43,8 @@ def generated(
             b = min(a + batch, n)
             noise = NoiseSource(range(seed + a, seed + b))
             x = noise.normal(torch.empty(b - a, contract.latent_channels, *contract.latent_size))
-            condition = backbone.condition(b - a, **_slice(told, a, b))
-            denoise = guidance.classifier_free(backbone, condition, scale, interval=interval)
+            condition = backbone.condition(b - a, **{k: v[a:b] for k, v in told.items()})
+            denoise = guidance.classifier_free(backbone, condition, scale)
             out.append(backbone.decode(sample(denoise, first.sigma * x, plan, noise=noise)))
     return torch.cat(out).clamp(*contract.value_range)
 
