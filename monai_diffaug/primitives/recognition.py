@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from .runs import Resumable, Settings, averaged, descend, pick
+from .runs import Draws, Resumable, Settings, averaged, descend, pick
+from .stages import ClassifierStage
 
 __all__ = ["train_classifier", "train_contrastive"]
 
@@ -26,52 +25,18 @@ def train_classifier(
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> float:
     """Train a classifier (images (N, C, *S) -> logits) in place; returns the last training accuracy."""
-    device = next(module.parameters()).device
-    average = averaged(module, settings.ema)
-    parameters = list(module.parameters())
-    optimizer = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
-    run = Resumable(folder, "judge", settings, {"module": module, "average": average, "optimizer": optimizer})
+    stage = ClassifierStage(module, settings, augment=augment)
 
-    def one(step: int, generator: torch.Generator) -> dict[str, float]:
-        index = pick(len(images), settings.batch, generator)
-        x = images[index].to(device)
-        x = x if augment is None else augment(x, generator)
-        with settings.autocast(device):
-            logits = module(x)
-        loss = F.cross_entropy(logits.float(), labels[index].to(device), label_smoothing=0.05)
-        descend(optimizer, loss, settings, step, parameters)
-        average.update_parameters(module)
-        right = float((logits.argmax(1).cpu() == labels[index]).float().mean())
-        return {"loss": float(loss.detach()), "accuracy": right}
+    def batches(index: Tensor) -> dict[str, Tensor]:
+        return {"image": images[index], "label": labels[index]}
 
-    run.walk(one)
-    _adopt(module, average, images, settings, augment)
+    run = Resumable(folder, stage.name, settings, stage.state)
+    run.walk(lambda step, g: stage.step(batches(pick(len(images), settings.batch, g)), step, Draws(g)))
+    stage.finish()
+    generators = [torch.Generator().manual_seed(settings.seed * 31 + i) for i in range(24)]
+    stage.settle([batches(pick(len(images), settings.batch, g)) for g in generators])
     last: dict[str, float] = json.loads(run.lines[-1])
     return last["accuracy"]
-
-
-def _adopt(
-    module: nn.Module,
-    average: AveragedModel,
-    images: Tensor,
-    settings: Settings,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None,
-) -> None:
-    """Take the averaged weights, and batch-norm statistics that belong to them."""
-    module.load_state_dict(average.module.state_dict())
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None  # a plain mean over the batches below
-    module.train()
-    with torch.no_grad():
-        for i in range(24):
-            generator = torch.Generator().manual_seed(settings.seed * 31 + i)
-            x = images[pick(len(images), settings.batch, generator)]
-            module(x if augment is None else augment(x, generator))
-    module.eval()
 
 
 def train_contrastive(

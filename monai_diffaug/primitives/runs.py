@@ -1,4 +1,4 @@
-"""Runs of training that may be stopped at any moment: settings, steps, checkpoints, averages.
+"""Runs of training that may be stopped at any moment: settings, draws, steps, checkpoints, averages.
 
 Every step draws from a generator seeded by the run's seed and the step's number, so that a run goes on as if nothing
 had happened. What is known of it lies in one folder: ``<name>.ckpt`` and ``<name>.jsonl``, one line of losses every
@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..types import DiffAugError
 
-__all__ = ["Resumable", "Settings", "averaged", "descend", "pick"]
+__all__ = ["Draws", "Resumable", "Settings", "averaged", "descend", "pick"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,36 @@ class Settings:
             return self.lr * (step + 1) / self.warmup
         done = (step - self.warmup) / max(self.steps - self.warmup, 1)
         return self.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+class Draws:
+    """The random numbers of one step, the same however many processes share its batch.
+
+    Every process draws for the whole batch and keeps every ``world``-th row from its ``rank`` on, which is how
+    ``DistributedSampler`` deals out the images. So two processes take the same step as one.
+    """
+
+    def __init__(self, generator: torch.Generator, rank: int = 0, world: int = 1):
+        self.generator, self.rank, self.world = generator, rank, world
+
+    @classmethod
+    def of(cls, seed: int, step: int, rank: int = 0, world: int = 1) -> Draws:
+        """Those of a run's step."""
+        return cls(torch.Generator().manual_seed(seed * 1_000_003 + step), rank, world)
+
+    def uniform(self, batch: int) -> Tensor:
+        """(batch,) in [0, 1)."""
+        return torch.rand(batch * self.world, generator=self.generator)[self.rank :: self.world]
+
+    def spread(self, batch: int) -> Tensor:
+        """(batch,) in [0, 1), one from each equal part of it: less noise in a mean over the batch than free draws."""
+        n = batch * self.world
+        return ((torch.arange(n) + torch.rand(n, generator=self.generator)) / n)[self.rank :: self.world]
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers of the shape of ``like`` (B, ...)."""
+        shape = (like.shape[0] * self.world, *like.shape[1:])
+        return torch.randn(shape, generator=self.generator)[self.rank :: self.world].to(like.device)
 
 
 Step = Callable[[int, torch.Generator], Mapping[str, float]]
@@ -93,8 +123,7 @@ class Resumable:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task(self.name, total=settings.steps, completed=self.done)
             for step in range(self.done, settings.steps):
-                generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-                for key, value in one(step, generator).items():
+                for key, value in one(step, Draws.of(settings.seed, step).generator).items():
                     sums[key] = sums.get(key, 0.0) + value
                 progress.update(bar, completed=step + 1)
                 ended = step + 1 == settings.steps
@@ -124,8 +153,23 @@ def descend(
         group["lr"] = settings.rate(step)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    _share_gradients(parameters)
     torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
     optimizer.step()
+
+
+def _share_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """The mean over all processes, if there are several. By hand, and not by ``DistributedDataParallel``, whose wrapper
+    would hide the network's parts from the adapters.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        g.copy_(part.view_as(g))
 
 
 def pick(n: int, batch: int, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -50,6 +50,15 @@ class Condition:
     def repeat(self, n: int) -> Condition:
         """``n`` copies of the batch, one after the other."""
         return self.map(lambda t: t.repeat(n, *[1] * (t.ndim - 1)))
+
+    def dropped(self, null: Condition, keep: Mapping[str, Tensor]) -> Condition:
+        """With the rows of ``null`` wherever ``keep[part]`` (B,) is false; parts that ``keep`` does not name stay."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, flags in keep.items():
+            told, untold = values[name], getattr(null, name)
+            column = flags.to(told.device).reshape(-1, *[1] * (told.ndim - 1))
+            values[name] = torch.where(column, told, untold)
+        return Condition(**values)
 
     @property
     def batch(self) -> int | None:
