@@ -43,12 +43,12 @@ def _load_monai(folder: Path) -> Backbone:
     contract = contract_of(folder)
     config = files.read_json(folder / "network.json")
     module = files.instantiate(config, str(folder / "network.json"))
-    old = fill(module, _weights_of(folder, "network"))
+    old = fill(module, files.weights_of(folder, "network"))
     autoencoder: IdentityAutoencoder | MonaiAutoencoder = IdentityAutoencoder()
     if (folder / "autoencoder.json").is_file():
         recipe = files.read_json(folder / "autoencoder.json")
         inner = files.instantiate(recipe, str(folder / "autoencoder.json"))
-        old = fill(inner, _weights_of(folder, "autoencoder")) or old
+        old = fill(inner, files.weights_of(folder, "autoencoder")) or old
         autoencoder = MonaiAutoencoder(inner, contract.latent_scale, recipe)
     elif contract.factor != 1:
         raise DiffAugError(f"{folder / 'autoencoder.json'} is missing: add it, or set factor to 1 for a pixel model")
@@ -64,11 +64,6 @@ def _load_monai(folder: Path) -> Backbone:
     if old:
         check_fingerprint(folder, backbone)
     return backbone
-
-
-def _weights_of(folder: Path, part: str) -> Path:
-    found = [folder / f"{part}{ending}" for ending in files.WEIGHT_ENDINGS]
-    return next((p for p in found if p.is_file()), found[0])
 
 
 def _load_bundle(folder: Path) -> Backbone:

@@ -35,7 +35,8 @@ def locate(name: str | Path) -> Path:
         return WEIGHTS / str(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        inside = folder / "models"  # of a bundle whose checkpoint is one of ours
+        return inside if (inside / "contract.json").is_file() else folder
     parts = str(name).split("/")
     if len(parts) == 2 and all(parts) and not str(name).startswith((".", "~")):
         return _fetch(str(name))

@@ -114,7 +114,7 @@ def judge_of(place: Path) -> Judge:
     """The classifier in ``judge/``."""
     config, said = files.read_json(place / "network.json"), files.read_json(place / "judge.json")
     module = files.instantiate(config, str(place / "network.json"))
-    fill(module, place / "network.safetensors")
+    fill(module, files.weights_of(place, "network"))
     return Judge(module, said["labels"], said["head"], config)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_diffaug.backbones import weights as files
 from monai_diffaug.backbones.assembly import assemble
@@ -38,7 +38,9 @@ def seal(folder: str | Path) -> str:
     return files.digest(place)
 
 
-def save(backbone: Backbone, folder: str | Path, precision: torch.dtype = torch.float16) -> Path:
+def save(
+    backbone: Backbone, folder: str | Path, precision: torch.dtype = torch.float16, ending: str = ".safetensors"
+) -> Path:
     """Write a checkpoint that :func:`load` reads.
 
     A MONAI network becomes ``contract.json``, ``network.json`` with ``network.safetensors``, ``autoencoder.json`` with
@@ -50,6 +52,7 @@ def save(backbone: Backbone, folder: str | Path, precision: torch.dtype = torch.
         backbone: what to write.
         folder: where; an earlier checkpoint there is replaced.
         precision: of the stored weights.
+        ending: of the weight files of MONAI networks; ``.pt`` for bundles, whose ``ckpt_export`` reads nothing else.
 
     Raises:
         DiffAugError: the folder holds something else, the network's config is unknown, or weights overflow.
@@ -69,7 +72,7 @@ def save(backbone: Backbone, folder: str | Path, precision: torch.dtype = torch.
 
             save_pipeline(backbone, place, precision)
         else:
-            _save_monai(backbone, place, precision)
+            _save_monai(backbone, place, precision, ending)
         if isinstance(conditioner, TextConditioner):
             cast(conditioner.module, precision).save_pretrained(place / "text_encoder")
             conditioner.tokenizer.save_pretrained(place / "tokenizer")
@@ -79,7 +82,7 @@ def save(backbone: Backbone, folder: str | Path, precision: torch.dtype = torch.
             means = {"image_mean": list(backbone.scorer.mean), "image_std": list(backbone.scorer.std)}
             write_json(place / "scorer" / "preprocessor_config.json", means)
         if isinstance(backbone.judge, Judge):
-            _save_judge(backbone.judge, place / "judge", precision)
+            _save_judge(backbone.judge, place / "judge", precision, ending)
         seal(place)
         if target.exists():
             shutil.rmtree(target)
@@ -87,15 +90,14 @@ def save(backbone: Backbone, folder: str | Path, precision: torch.dtype = torch.
     return target
 
 
-def _save_judge(judge: Judge, place: Path, precision: torch.dtype) -> None:
+def _save_judge(judge: Judge, place: Path, precision: torch.dtype, ending: str) -> None:
     place.mkdir()
     write_json(place / "network.json", judge.config)
     write_json(place / "judge.json", {"labels": list(judge.labels), "head": judge.head})
-    tensors = {k: v.contiguous() for k, v in cast(judge.module, precision).state_dict().items()}
-    save_file(tensors, place / "network.safetensors")
+    _write(judge.module, precision, place / f"network{ending}")
 
 
-def _save_monai(backbone: Backbone, place: Path, precision: torch.dtype) -> None:
+def _save_monai(backbone: Backbone, place: Path, precision: torch.dtype, ending: str) -> None:
     network: Network | MonaiUNet = backbone.network
     parts: list[tuple[str, Any]] = [("network", network)]
     if not isinstance(backbone.autoencoder, IdentityAutoencoder):
@@ -106,6 +108,13 @@ def _save_monai(backbone: Backbone, place: Path, precision: torch.dtype) -> None
                 f"the {name} does not say how it was built: give its adapter config={{'_target_': ..., ...}}"
             )
         write_json(place / f"{name}.json", part.config)
-        tensors: dict[str, Tensor] = {k: v.contiguous() for k, v in cast(part.module, precision).state_dict().items()}
-        save_file(tensors, place / f"{name}.safetensors")
+        _write(part.module, precision, place / f"{name}{ending}")
     write_json(place / "scheduler.json", schedule_config(backbone.schedule))
+
+
+def _write(module: nn.Module, precision: torch.dtype, path: Path) -> None:
+    tensors: dict[str, Tensor] = {k: v.contiguous() for k, v in cast(module, precision).state_dict().items()}
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)

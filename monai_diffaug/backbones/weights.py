@@ -176,6 +176,12 @@ def _slow(f: Any) -> str:
     return h.hexdigest()
 
 
+def weights_of(folder: Path, part: str) -> Path:
+    """The weight file of a part, whatever its ending; the first that it might have where there is none."""
+    found = [folder / f"{part}{ending}" for ending in WEIGHT_ENDINGS]
+    return next((p for p in found if p.is_file()), found[0])
+
+
 def weight_files(folder: Path) -> dict[str, Path]:
     """Every weight file below a folder by its relative path."""
     found = (p for p in sorted(folder.rglob("*")) if p.suffix in WEIGHT_ENDINGS and p.is_file())

@@ -10,6 +10,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.transforms import LoadImage
@@ -22,7 +23,7 @@ from ..types import Backbone, Condition, Contract, DiffAugError
 from . import part_of
 from .recipe import Bench, Examples, Recipe, autoencoder_config, train_backbone, train_judge
 
-__all__ = ["CONTRACT", "LABELS", "RECIPE", "Slices", "examples", "judge", "read", "train"]
+__all__ = ["CONTRACT", "LABELS", "RECIPE", "Slices", "examples", "items", "judge", "read", "train"]
 
 LABELS = ("healthy", "tumor")
 SIZE = 96
@@ -145,6 +146,27 @@ def read(data: Path) -> Slices:
     healthy = (voxels == 0) & (level >= LEVELS[0]) & (level <= LEVELS[1])
     labels = torch.where(voxels >= LEAST_TUMOR, 1, torch.where(healthy, 0, -1))
     return Slices(onto_range(torch.stack(images)), mask, labels, tuple(patients), tuple(sources))
+
+
+def items(data: Path | str, part: str) -> list[dict[str, Any]]:
+    """Slices of the patients of ``part`` (``train``, ``validation``, ``test``) as MONAI's transforms take them.
+
+    Returns:
+        for each slice ``image`` (1, 96, 96) in [-1, 1], ``mask`` (1, 96, 96) of 0 and 1, ``label`` (a class name, or
+        nothing where neither applies), ``target`` (its position in ``LABELS``, or -1), ``patient`` and ``source``.
+    """
+    slices = read(Path(data)).part(part)
+    return [
+        {
+            "image": slices.images[i],
+            "mask": slices.masks[i],
+            "label": LABELS[int(slices.labels[i])] if slices.labels[i] >= 0 else "",
+            "target": int(slices.labels[i]),
+            "patient": slices.patients[i],
+            "source": slices.sources[i],
+        }
+        for i in range(len(slices))
+    ]
 
 
 def _mirrored(slices: Slices) -> Slices:

@@ -115,30 +115,43 @@ class Resumable:
         torch.save({"step": step, **{k: p.state_dict() for k, p in self.state.items()}}, scratch)
         os.replace(scratch, self.checkpoint)
 
+    def record(self, step: int, row: Mapping[str, float]) -> None:
+        """Add a line to the log."""
+        self.lines.append(json.dumps({"step": step, **{k: round(float(v), 6) for k, v in row.items()}}))
+        self.log.write_text("".join(line + "\n" for line in self.lines))
+
     def walk(self, one: Step, check: Callable[[int], Mapping[str, float]] | None = None, check_every: int = 0) -> None:
         """Take the steps; ``check`` adds figures to the log every ``check_every`` steps and at the end."""
         settings, sums, since = self.settings, dict[str, float](), time.monotonic()
         began = since
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            bar = progress.add_task(self.name, total=settings.steps, completed=self.done)
+        with progress() as shown:
+            bar = shown.add_task(self.name, total=settings.steps, completed=self.done)
             for step in range(self.done, settings.steps):
                 for key, value in one(step, Draws.of(settings.seed, step).generator).items():
                     sums[key] = sums.get(key, 0.0) + value
-                progress.update(bar, completed=step + 1)
+                shown.update(bar, completed=step + 1)
                 ended = step + 1 == settings.steps
                 if (step + 1) % settings.log_every == 0 or ended:
-                    row = {k: round(v / ((step % settings.log_every) + 1), 6) for k, v in sums.items()}
+                    row = {k: v / ((step % settings.log_every) + 1) for k, v in sums.items()}
                     if check is not None and ((step + 1) % max(check_every, 1) == 0 or ended):
                         row |= check(step + 1)
-                    seconds = round(time.monotonic() - began, 1)
-                    self.lines.append(json.dumps({"step": step + 1, "seconds": seconds, **row}))
+                    self.record(step + 1, {"seconds": round(time.monotonic() - began, 1), **row})
                     sums = {}
-                    self.log.write_text("".join(line + "\n" for line in self.lines))
-                    progress.update(bar, description=f"{self.name} " + " ".join(f"{k} {v:.4g}" for k, v in row.items()))
+                    shown.update(bar, description=described(self.name, row))
                 if (time.monotonic() - since > settings.checkpoint_seconds and not sums) or ended:
                     self.save(step + 1)
                     since = time.monotonic()
+
+
+def progress() -> Progress:
+    """A bar on the error stream that tells what is trained, how far it is and what is left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def described(name: str, row: Mapping[str, float]) -> str:
+    """A stage's name and its latest figures."""
+    return f"{name} " + " ".join(f"{k} {v:.4g}" for k, v in row.items())
 
 
 def descend(
