@@ -158,7 +158,8 @@ class VectorConditioner:
         size: D.
         names: what the numbers are.
         ranges: trained (low, high) of each number; a number outside is refused.
-        null: what stands for "not told"; zeros unless the network was trained with something else.
+        null: what stands for "not told"; zeros unless the network was trained with something else. A number that is
+            NaN is not told, whatever the others are.
         concat: whether the numbers also go in as constant input channels.
         latent_size: wanted with ``concat``.
     """
@@ -198,8 +199,9 @@ class VectorConditioner:
             )
         if vector is not None:
             for i, (low, high) in enumerate(self.ranges):
-                if rows[:, i].min() < low or rows[:, i].max() > high:
+                if bool(((rows[:, i] < low) | (rows[:, i] > high)).any()):
                     raise DiffAugError(f"{self.names[i]} lies outside its trained range: give {low:g} to {high:g}")
+            rows = torch.where(rows.isnan(), self.null.to(rows), rows)
         rows = rows.expand(batch, -1)
         channels = None
         if self.concat:

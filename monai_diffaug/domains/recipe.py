@@ -18,7 +18,7 @@ from ..primitives import training
 from ..primitives.training import Settings
 from ..types import Backbone, Condition, Conditioner, Contract
 
-__all__ = ["Bench", "Examples", "Recipe", "train_backbone", "train_judge"]
+__all__ = ["Bench", "Examples", "Recipe", "train_autoencoder", "train_backbone", "train_judge", "train_network"]
 
 Conditions = Callable[[Tensor, torch.Generator], Condition]
 
@@ -134,6 +134,19 @@ def train_backbone(
 ) -> Backbone:
     """Train both stages, or go on with them, and return the backbone. ``hub.save`` writes it."""
     autoencoder = train_autoencoder(recipe, examples, folder)
+    return train_network(recipe, autoencoder, conditioner, examples, folder, judge, scorer)
+
+
+def train_network(
+    recipe: Recipe,
+    autoencoder: MonaiAutoencoder,
+    conditioner: Conditioner,
+    examples: Examples,
+    folder: Path,
+    judge: Judge | None = None,
+    scorer: Any = None,
+) -> Backbone:
+    """The second stage, on the latents of ``examples``; returns the backbone."""
     schedule = schedule_from_config(recipe.scheduler)
     torch.manual_seed(recipe.network_settings.seed)
     network = MonaiUNet(instantiate(recipe.network), dict(recipe.network))

@@ -166,8 +166,9 @@ def fit(
     channel by channel, from their ``PERCENTILES``. What lies beyond is cut off here and put back by ``restore``.
 
     Geometry: the whole image (``contract.crop == "none"``) or a box around its foreground, padded with background to
-    the contract's aspect; ``contract.extra["aspect"] = "stretch"`` stretches instead. Resized with anti-aliasing; masks
-    by half coverage, label maps to the nearest.
+    the contract's aspect; ``contract.extra["aspect"] = "stretch"`` stretches instead, and ``contract.extra["stretch"]``
+    names the axes that are stretched on their own (that across the slices, where slices are of any thickness). Resized
+    with anti-aliasing; masks by half coverage, label maps to the nearest.
 
     Orientation: 2D networks see slices as a viewer shows them, rows first, the patient's left on the right. MONAI's
     readers have the axes the other way around; a MetaTensor says so (and which way the patient lies, if it came from
@@ -210,7 +211,9 @@ def resampled(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
-def foreground_box(image: Tensor, size: Sequence[int], background: float, foreground: float) -> Box:
+def foreground_box(
+    image: Tensor, size: Sequence[int], background: float, foreground: float, stretch: Sequence[int] = ()
+) -> Box:
     """The smallest box of ``size``'s aspect around what is brighter than ``background`` + a tenth of the way up.
 
     A row of voxels counts from one in fifty bright ones, so that specks of noise do not move the box.
@@ -220,6 +223,7 @@ def foreground_box(image: Tensor, size: Sequence[int], background: float, foregr
         size: whose aspect the box takes.
         background: value of the background.
         foreground: value of the brightest.
+        stretch: axes that end where the foreground does, whatever the aspect.
 
     Returns:
         For each axis its begin and end, which may lie outside the image.
@@ -231,13 +235,14 @@ def foreground_box(image: Tensor, size: Sequence[int], background: float, foregr
         profile = bright.mean(tuple(d for d in dims if d != axis))
         hit = (profile >= 0.02).nonzero().flatten().tolist()
         spans.append((hit[0], hit[-1] + 1) if hit else (0, int(bright.shape[axis])))
-    margin = MARGIN * max(b - a for a, b in spans)
-    return _with_aspect([(a - margin, b + margin) for a, b in spans], size)
+    margin = MARGIN * max(b - a for i, (a, b) in enumerate(spans) if i not in stretch)
+    margins = [MARGIN * (b - a) if i in stretch else margin for i, (a, b) in enumerate(spans)]
+    return _with_aspect([(a - m, b + m) for (a, b), m in zip(spans, margins, strict=True)], size, stretch)
 
 
 def _boxed(values: Tensor, contract: Contract) -> Box:
     if contract.crop == "foreground":
-        return foreground_box(values, contract.size, *contract.value_range)
+        return foreground_box(values, contract.size, *contract.value_range, contract.extra.get("stretch", ()))
     if contract.crop != "none":
         raise DiffAugError(f"the contract's crop {contract.crop!r} is unknown: use 'foreground' or 'none'")
     return _whole(values.shape[1:], contract)
@@ -250,12 +255,13 @@ def _whole(shape: Sequence[int], contract: Contract) -> Box:
     return _with_aspect(spans, contract.size)
 
 
-def _with_aspect(spans: Sequence[tuple[float, float]], size: Sequence[int]) -> Box:
-    """Grow a box about its middle until it has the aspect of ``size``, in whole voxels."""
-    scale = max((b - a) / s for (a, b), s in zip(spans, size, strict=True))
+def _with_aspect(spans: Sequence[tuple[float, float]], size: Sequence[int], stretch: Sequence[int] = ()) -> Box:
+    """Grow a box about its middle until it has the aspect of ``size``, in whole voxels, but for axes to ``stretch``."""
+    scales = [(b - a) / s for (a, b), s in zip(spans, size, strict=True)]
+    common = max(scale for i, scale in enumerate(scales) if i not in stretch)
     box = []
-    for (a, b), s in zip(spans, size, strict=True):
-        length = max(1, round(scale * s))
+    for i, ((a, b), s) in enumerate(zip(spans, size, strict=True)):
+        length = max(1, round(scales[i] * s if i in stretch else common * s))
         start = round((a + b - length) / 2)
         box.append((start, start + length))
     return tuple(box)

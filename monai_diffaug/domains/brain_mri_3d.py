@@ -1,0 +1,288 @@
+"""Brain MRI in three dimensions: FLAIR volumes of patients with a lower-grade glioma, told age, sex and lesion volume.
+
+Data: TCGA-LGG (The Cancer Imaging Archive, CC BY 3.0) with the masks of Buda et al. 2019 (CC BY-NC-SA 4.0), 84
+patients. What is learned from it is under CC BY-NC-SA 4.0: not for commercial use. The design follows Pinaya et al.
+2022 (arXiv:2209.07162).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..backbones.monai_unet import MonaiAutoencoder
+from ..backbones.text import VectorConditioner
+from ..io import images as files
+from ..primitives.fitting import fit
+from ..primitives.training import Settings
+from ..types import Backbone, Condition, Contract, DiffAugError
+from . import part_of
+from .recipe import Examples, Recipe, autoencoder_config
+from .recipe import train_autoencoder as first_stage
+from .recipe import train_network as second_stage
+
+__all__ = [
+    "CONTRACT",
+    "NAMES",
+    "RANGES",
+    "RECIPE",
+    "Volumes",
+    "conditioner",
+    "examples",
+    "items",
+    "read",
+    "train",
+    "vector",
+]
+
+NAMES = ("age", "sex", "lesion")
+"""What the network is told, each in [0, 1]; see :func:`vector`."""
+RANGES = ((0.0, 1.0),) * 3
+UNTOLD = -1.0  # stands for a number that is not known
+AGES = (20.0, 75.0)  # years, youngest and oldest of the data: 0 and 1
+SEXES = ("female", "male")  # 0 and 1; codes 1 and 2 of the data
+LARGEST = 0.04  # of the box around the head: a lesion that fills this much, or more, is 1
+
+CONTRACT = Contract(
+    name="brain_mri_3d",
+    modality="MR FLAIR",
+    spatial_dims=3,
+    channels=1,
+    size=(64, 64, 32),
+    latent_channels=8,
+    latent_scale=1.0,
+    factor=4,
+    value_range=(-1.0, 1.0),
+    crop="foreground",
+    intensity=(0.5, 99.5),
+    orientation="LPS",
+    license="CC BY-NC-SA 4.0 (non-commercial): the weights follow the masks that they were trained with",
+    data="TCGA-LGG FLAIR volumes (TCIA, CC BY 3.0), lesion volumes from masks of Buda et al. 2019 (CC BY-NC-SA 4.0)",
+    extra={"stretch": [2]},
+)
+"""The box fits the head: in the slice it keeps the head's shape, across the slices it is stretched, since slices of
+20 to 88 a head say nothing of their thickness."""
+
+RECIPE = Recipe(
+    contract=CONTRACT,
+    autoencoder=autoencoder_config(CONTRACT, (16, 32, 32)),
+    autoencoder_settings=Settings(steps=3000, batch=2, lr=1e-3, ema=0.997),
+    crop=32,
+    network={
+        "_target_": "monai.networks.nets.DiffusionModelUNet",
+        "spatial_dims": 3,
+        "in_channels": CONTRACT.latent_channels + len(NAMES),
+        "out_channels": CONTRACT.latent_channels,
+        "channels": [48, 64, 128],
+        "attention_levels": [False, True, True],
+        "num_res_blocks": 1,
+        "num_head_channels": [0, 32, 32],
+        "norm_num_groups": 16,
+        "with_conditioning": True,
+        "cross_attention_dim": len(NAMES),
+    },
+    network_settings=Settings(steps=2600, batch=6, lr=5e-4, ema=0.998),
+)
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """``images`` (N, 1, 64, 64, 32) in [-1, 1], ``masks`` (N, 1, 64, 64, 32) of 0 and 1, ``vectors`` (N, 3), what is
+    known of each in the order of ``NAMES`` (NaN: not known); ``patients``, one a volume.
+    """
+
+    images: Tensor
+    masks: Tensor
+    vectors: Tensor
+    patients: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def at(self, which: Sequence[int]) -> Volumes:
+        """Those at the given positions, in that order."""
+        index = list(which)
+        people = tuple(self.patients[i] for i in index)
+        return Volumes(self.images[index], self.masks[index], self.vectors[index], people)
+
+    def part(self, name: str) -> Volumes:
+        """``train``, ``validation`` or ``test``."""
+        return self.at([i for i, p in enumerate(self.patients) if part_of(p) == name])
+
+
+def lesion_volume(masks: Tensor) -> Tensor:
+    """Lesion volume (N,) in [0, 1] of masks (N, 1, *S) in the box around the head.
+
+    The square root of the box's fraction that is lesion, so that small and large ones spread evenly; 4 % is 1.
+    """
+    return (masks.float().flatten(1).mean(1) / LARGEST).sqrt().clamp(max=1.0)
+
+
+def vector(age: float | None = None, sex: str | None = None, lesion: float | None = None) -> Tensor:
+    """What the network is told (3,); NaN for what is not said.
+
+    Args:
+        age: years, 20 to 75.
+        sex: ``female`` or ``male``.
+        lesion: 0 (none) to 1, see :func:`lesion_volume`.
+
+    Raises:
+        DiffAugError: a number outside its trained range, or another word for the sex.
+    """
+    if sex not in (None, "", *SEXES):
+        raise DiffAugError(f"sex {sex!r} is unknown: give {' or '.join(SEXES)}, or leave it out")
+    for name, value, (low, high) in (("age", age, AGES), ("lesion", lesion, (0.0, 1.0))):
+        if value is not None and not low <= float(value) <= high:
+            raise DiffAugError(f"{name} {value:g} lies outside its trained range: give {low:g} to {high:g}")
+    years = math.nan if age is None else (float(age) - AGES[0]) / (AGES[1] - AGES[0])
+    kind = float(SEXES.index(sex)) if sex else math.nan
+    return torch.tensor([years, kind, math.nan if lesion is None else float(lesion)])
+
+
+def items(data: Path | str, part: str = "") -> list[dict[str, Any]]:
+    """Datalist items of ``<data>/brain_lgg_3d/dev``: ``image``, ``mask``, ``patient``, and ``age`` and ``sex`` if known.
+
+    Args:
+        data: the folder that holds ``brain_lgg_3d``.
+        part: ``train``, ``validation``, ``test``, or nothing for all.
+
+    Raises:
+        DiffAugError: the folder or its ``labels.csv`` is not there.
+    """
+    folder = Path(data) / "brain_lgg_3d" / "dev"
+    if not (folder / "labels.csv").is_file():
+        raise DiffAugError(f"{folder / 'labels.csv'} is missing: give the folder that holds brain_lgg_3d as --data")
+    found = []
+    with (folder / "labels.csv").open(newline="") as f:
+        for row in csv.DictReader(f):
+            if part and part_of(row["patient"]) != part:
+                continue
+            item: dict[str, Any] = {"image": str(folder / row["file"]), "mask": str(folder / row["label_file"])}
+            item["patient"] = row["patient"]
+            if row["age"]:
+                item["age"] = float(row["age"])
+            if row["gender"]:  # 1 and 2 are not explained; TCGA's clinical tables say which is which
+                item["sex"] = SEXES[int(row["gender"]) - 1]
+            found.append(item)
+    return found
+
+
+def _known(item: Mapping[str, Any], mask: Tensor | None) -> Tensor:
+    lesion = item.get("lesion")
+    if lesion is None and mask is not None:
+        lesion = float(lesion_volume(mask[None]))
+    age = item.get("age")
+    return vector(age if age is None else min(max(float(age), AGES[0]), AGES[1]), item.get("sex"), lesion)
+
+
+def read(found: Sequence[Mapping[str, Any]], contract: Contract = CONTRACT) -> Volumes:
+    """The volumes of datalist items, fitted; ``mask``, ``age``, ``sex`` and ``lesion`` may be missing.
+
+    Without a ``lesion`` volume it is measured in the mask; without either it is not told.
+
+    Raises:
+        DiffAugError: a file that cannot be read or fitted; the message names it.
+    """
+    images, masks, vectors, patients = [], [], [], list[str]()
+    for item in found:
+        scan = files.read(item["image"], dims=3, orientation=contract.orientation)
+        try:
+            fitted = fit(scan.image, contract)
+        except DiffAugError as error:
+            raise DiffAugError(f"{item['image']}: {error}") from None
+        mask = None
+        if item.get("mask"):
+            drawn = files.read(item["mask"], dims=3, orientation=contract.orientation, mask=True)
+            mask = fit(drawn.image, contract, mask=True, like=fitted).tensor[:1]
+        images.append(fitted.tensor)
+        masks.append(torch.zeros_like(fitted.tensor) if mask is None else mask)
+        vectors.append(_known(item, mask))
+        patients.append(str(item.get("patient", item["image"])))
+    return Volumes(torch.stack(images), torch.stack(masks), torch.stack(vectors), tuple(patients))
+
+
+def varied(volumes: Volumes, copies: int, seed: int = 0) -> Volumes:
+    """Every volume and its mirror image, then ``copies`` - 1 more of each: turned by up to 6 degrees in the slice,
+    scaled by up to 5 % and moved by up to 2 voxels; the lesion is measured anew where it is known.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images, masks, vectors = [], [], []
+    for copy in range(copies):
+        for side in range(2):
+            x, m, v = volumes.images, volumes.masks, volumes.vectors.clone()
+            if side:
+                x, m = x.flip(2), m.flip(2)
+            if copy:
+                x, m = _moved(x, m, generator)
+                known = volumes.masks.flatten(1).any(1)
+                v[known, 2] = lesion_volume(m)[known]
+            images.append(x)
+            masks.append(m)
+            vectors.append(v)
+    return Volumes(torch.cat(images), torch.cat(masks), torch.cat(vectors), volumes.patients * (2 * copies))
+
+
+def _moved(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    n = len(images)
+
+    def between(reach: float, *shape: int) -> Tensor:
+        return reach * (2 * torch.rand(n, *shape, generator=generator) - 1)
+
+    angle, scale = between(math.radians(6)), 1 + between(0.05, 3)
+    matrix = torch.zeros(n, 3, 4)  # affine_grid counts axes from the last: slices, rows (y), columns (x)
+    matrix[:, 0, 0] = scale[:, 0]
+    matrix[:, 1, 1], matrix[:, 1, 2] = scale[:, 1] * angle.cos(), -angle.sin()
+    matrix[:, 2, 1], matrix[:, 2, 2] = angle.sin(), scale[:, 2] * angle.cos()
+    matrix[:, :, 3] = between(2 / (images.shape[2] / 2), 3)
+    out = []
+    for x, m, a in zip(images, masks, matrix, strict=True):
+        grid = F.affine_grid(a[None], [1, 1, *x.shape[1:]], align_corners=False)
+        both = F.grid_sample(torch.cat([x + 1, m])[None], grid, align_corners=False)[0]
+        out.append((both[:1] - 1, (both[1:] >= 0.5).float()))
+    return torch.stack([x for x, _ in out]), torch.stack([m for _, m in out])
+
+
+def conditioner(contract: Contract = CONTRACT) -> VectorConditioner:
+    """Age, sex and lesion volume, told twice: as a token and as constant input channels."""
+    return VectorConditioner(3, NAMES, RANGES, [UNTOLD] * 3, concat=True, latent_size=contract.latent_size)
+
+
+class _Told:
+    """What is known of training volumes; each number, and all of them, left out at times."""
+
+    def __init__(self, told: VectorConditioner, vectors: Tensor, one: float = 0.1, all_of_them: float = 0.1):
+        self.told, self.vectors, self.one, self.all = told, vectors, one, all_of_them
+
+    def __call__(self, index: Tensor, generator: torch.Generator) -> Condition:
+        rows = self.vectors[index].clone()
+        silent = torch.rand(rows.shape, generator=generator) < self.one
+        silent |= torch.rand(len(rows), 1, generator=generator) < self.all
+        rows[silent] = math.nan
+        return self.told(len(rows), vector=rows)
+
+
+def examples(volumes: Volumes, told: VectorConditioner, copies: int = 3) -> Examples:
+    """Training volumes, mirrored and varied, and those of validation patients as they are."""
+    train, validation = varied(volumes.part("train"), copies), volumes.part("validation")
+    return Examples(train.images, validation.images, _Told(told, train.vectors), _Told(told, validation.vectors), {})
+
+
+def train_autoencoder(data: Path, folder: Path, recipe: Recipe = RECIPE) -> MonaiAutoencoder:
+    """The first stage, from the data's folder; ``folder`` holds the run and lets it go on."""
+    known = examples(read(items(data)), conditioner(recipe.contract), copies=1)
+    return first_stage(recipe, known, folder)
+
+
+def train(data: Path, folder: Path, recipe: Recipe = RECIPE) -> Backbone:
+    """The whole backbone: the autoencoder, then the network on latents of varied volumes."""
+    volumes, told = read(items(data)), conditioner(recipe.contract)
+    autoencoder = first_stage(recipe, examples(volumes, told, copies=1), folder)
+    return second_stage(recipe, autoencoder, told, examples(volumes, told), folder)
