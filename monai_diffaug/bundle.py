@@ -23,11 +23,15 @@ from torch import Tensor, nn
 
 from .backbones.hub import save as write_checkpoint
 from .backbones.monai_unet import IdentityAutoencoder, MonaiAutoencoder, MonaiUNet
+from .primitives import plans
+from .primitives.guidance import classifier_free
 from .primitives.runs import Draws, Resumable, described, progress
+from .primitives.sampler import sample
 from .primitives.stages import Stage, plain
 from .types import Autoencoder, Backbone, DiffAugError
 
 __all__ = [
+    "Sampler",
     "StageTrainer",
     "StepBatches",
     "autoencoder",
@@ -71,6 +75,36 @@ def autoencoder(
         return IdentityAutoencoder()
     torch.manual_seed(seed)
     return MonaiAutoencoder(make().to(device), scale, _definition(make))
+
+
+class Sampler(nn.Module):
+    """A backbone as one network, noise in and image out, for MONAI's ``verify_net_in_out`` and ``ckpt_export``.
+
+    MONAI 1.6 cannot script its diffusion networks; traced, the sampler's few steps become one TorchScript file that
+    makes images without this package.
+
+    Args:
+        backbone: whose images.
+        steps: network calls.
+        scale: guidance weight; 1 for none.
+        what: what to tell the backbone (``label``, ``prompt``, ...).
+    """
+
+    def __init__(self, backbone: Backbone, steps: int = 8, scale: float = 1.0, **what: Any):
+        super().__init__()
+        self.backbone, self.steps, self.scale, self.what = backbone, steps, scale, what
+        self.parts = nn.ModuleDict(backbone.modules())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take the denoising network's weights, which is what a bundle's ``models/network.pt`` holds."""
+        return self.backbone.network.module.load_state_dict(state_dict, strict, assign)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Images (B, C, *S) in the contract's value range, from standard normal noise (B, c, *S / factor)."""
+        plan = plans.make(self.backbone.schedule, self.steps)
+        told = self.backbone.condition(noise.shape[0], **self.what)
+        denoise = classifier_free(self.backbone, told, self.scale, batch=noise.shape[0])
+        return self.backbone.decode(sample(denoise, plan[0].level.sigma * noise, plan))
 
 
 def encoded(
