@@ -32,7 +32,10 @@ Parameters = Annotated[
 Concepts = Annotated[list[Path] | None, typer.Option("--concept", help="What a `learn` method saved; again for more.")]
 Keep = Annotated[
     list[str] | None,
-    typer.Option("--keep", help="Keep only what passes: label, novelty, quality, or e.g. label=0.8; again for more."),
+    typer.Option(
+        "--keep",
+        help="Keep only what passes: label, novelty, quality, reidentification, or e.g. label=0.8; again for more.",
+    ),
 ]
 Attempts = Annotated[int, typer.Option(help="How often an image is made before --keep gives it up.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
@@ -45,7 +48,7 @@ JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 @app.command("edit")
 def edit_image(
-    image: Annotated[Path, typer.Argument(help="A NIfTI, PNG or JPEG file.")],
+    image: Annotated[Path, typer.Argument(help="A NIfTI, PNG, JPEG or DICOM file, or a DICOM series' folder.")],
     method: Annotated[str, typer.Option("--method", "-m", help="A method of shape edit (`diffaug list`).")],
     backbone: Model,
     out: Annotated[Path | None, typer.Option(help="The result; IMAGE_METHOD in this folder unless given.")] = None,

@@ -1,7 +1,7 @@
 """The output folder of a job: its settings, what is done already, and the datalist at the end.
 
 job.json            the settings; a run with others is refused
-images/ masks/      what was made
+images/ masks/      what was made; beside each image a JSON file that says how, but not of which source
 records/NAME.json   one for each piece of work, written last: where it is, the piece is done
 datalist.json       at the end, from the records
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..io import atomic, datalist, images
+from ..io import atomic, datalist, images, sidecar
 from ..io.datalist import Item
 from ..io.images import Scan
 from ..types import DiffAugError
@@ -90,11 +90,12 @@ class Job:
 
     def keep(self, task: Task, like: Scan, product: Product, record: Mapping[str, Any]) -> None:
         """Write an image as a file like ``like``, its label and, last, its record."""
-        item, image = task.item, f"images/{task.name}{images.ending(like.path)}"
+        item, image = task.item, f"images/{task.name}{like.ending}"
         remark = f"synthetic, made by monai-diffaug {record['method']} seed {record['seed']}"
-        images.write(self.folder / image, product.image, like, remark=remark)
+        images.write(self.folder / image, product.image, like, remark=remark, record=record)
+        sidecar.write(self.folder / image, record)
         entry: dict[str, Any] = {"image": image}
-        mask = self._keep_mask(task, product)
+        mask = self._keep_mask(task, product, self.folder / image, record)
         if product.kind is not None:
             entry[item.kind_key] = product.kind
         if mask is not None:
@@ -107,11 +108,11 @@ class Job:
                 entry["source_mask"] = _relative(item.mask, self.folder)
         atomic.write_json(self.record_of(task), {**entry, "provenance": dict(record)})
 
-    def _keep_mask(self, task: Task, product: Product) -> str | None:
+    def _keep_mask(self, task: Task, product: Product, of: Path, record: Mapping[str, Any]) -> str | None:
         if product.mask is not None and product.mask_like is not None:
-            name = f"masks/{task.name}{images.ending(product.mask_like.path)}"
+            name = f"masks/{task.name}{product.mask_like.ending}"
             remark = "label of a synthetic image, made by monai-diffaug"
-            images.write(self.folder / name, product.mask, product.mask_like, remark=remark)
+            images.write(self.folder / name, product.mask, product.mask_like, remark=remark, record=record, of=of)
             return name
         if product.kept and task.item.mask is not None:
             name = f"masks/{task.name}{images.ending(task.item.mask)}"

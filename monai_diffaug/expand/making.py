@@ -75,7 +75,7 @@ def open_source(item: Item, contract: Contract) -> Source:
     fitted = _named(item.image, lambda: fit(picture, contract, axes=axes))
     if item.mask is None:
         return Source(item, scan, fitted, planes=planes)
-    mask = images.read(item.mask, dims=dims, orientation=contract.orientation, mask=True)
+    mask = images.read(item.mask, dims=dims, orientation=contract.orientation, mask=True, like=scan)
     if mask.image.shape[1:] != scan.image.shape[1:]:
         sizes = (" x ".join(map(str, s.image.shape[1:])) for s in (mask, scan))
         raise DiffAugError(f"{item.mask} is {' and its image '.join(sizes)}: resample one of them, or leave it out")
@@ -176,12 +176,19 @@ def finish(
     policy = recipe.method.labels
     product = Product(small, image, kind=source.item.kind, kept=policy == "kept", scores=scores)
     if product.kept:
-        return product
+        return _rewritten(product, source)
     if sample.label is not None and policy in ("replaced", "generated"):
         product = replace(product, kind=_single(sample.label))
     if sample.mask is None or (policy == "replaced" and source.mask is None):
         return product
     return _with_mask(product, source, sample.mask[0].detach().float().cpu())
+
+
+def _rewritten(product: Product, source: Source) -> Product:
+    """A kept mask is copied as it is, but a DICOM one names its patient: that is written anew."""
+    if source.mask is None or source.mask.kind != "seg":
+        return product
+    return replace(product, mask=source.mask.image, mask_like=source.mask)
 
 
 def _single(label: Any) -> Any:

@@ -115,7 +115,7 @@ def expand(
     if copies < 1 or attempts < 1 or (batch_size is not None and batch_size < 1):
         raise DiffAugError("copies, attempts and batch size are counts: give 1 or more")
     model = backbone if isinstance(backbone, Backbone) else hub.load(backbone, precision=precision, device=device)
-    items = datalist.read(source, section=section, base=base)
+    items = datalist.read(source, section=section, base=base, dims=model.contract.spatial_dims)
     with ExitStack() as stack:
         known = opened_concepts(concepts)
         controls = [c for c in known if c.kind == "controlnet"]  # they look at the image
@@ -167,7 +167,7 @@ def _sieve(model: Backbone, items: Sequence[Item], keep: Mapping[str, float], pl
     if not keep:
         return None
     real: list[Tensor] = []
-    if {"novelty", "quality"} & set(keep):
+    if {"novelty", "quality", "reidentification"} & set(keep):
         for item in items[:: max(1, len(items) // REFERENCES)]:
             try:
                 real.append(open_source(item, model.contract).fitted.tensor)

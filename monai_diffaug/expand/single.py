@@ -51,7 +51,7 @@ def edit(
     """Edit one image by a method of shape ``edit``.
 
     Args:
-        image: a NIfTI, PNG or JPEG file.
+        image: a NIfTI, PNG, JPEG or DICOM file, or the folder of a DICOM series.
         out: of the same kind; beside the current folder's files, named after image and method, unless given.
         method: its name.
         backbone: a name or folder for the hub, or a loaded backbone.
@@ -82,9 +82,11 @@ def edit(
         number = seed_of(seed, item.id, recipe.name, 1, 0)
         (product,) = guarded(lambda: make(model, recipe, [opened], [given], [number], controls))
         digest = "+".join([model.digest, *(taught_by.digest(c)[:16] for c in controls)])
-    target = Path(out) if out is not None else Path(f"{stem_of(source.name)}_{recipe.name}{images.ending(source)}")
-    if images.ending(target) != images.ending(source):
-        raise DiffAugError(f"{target} is of another kind than {source.name}: end it in {images.ending(source)}")
+    end, dicom = opened.scan.ending, opened.scan.kind == "dicom"  # a DICOM file's name may be its patient's
+    target = Path(out) if out is not None else Path(f"{'image' if dicom else stem_of(source.name)}_{recipe.name}{end}")
+    if images.ending(target) != end:
+        wanted = f"end it in {end}" if end else "give a folder's name, without ending"
+        raise DiffAugError(f"{target} is of another kind than {source.name}: {wanted}")
     if target.exists() and os.path.samefile(target, source):
         raise DiffAugError(f"{target} is the image itself, which is never overwritten: give another --out")
     prompt = given.get("prompt", recipe.default("prompt"))
@@ -92,11 +94,12 @@ def edit(
     record.to_json()
     entry: dict[str, Any] = {"image": target.name, "synthetic": True, "source": os.path.relpath(source, target.parent)}
     remark = f"synthetic, made by monai-diffaug {recipe.name} seed {number}"
-    images.write(target, product.image, opened.scan, remark=remark)
+    images.write(target, product.image, opened.scan, remark=remark, record=asdict(record))
     beside = None
     if product.mask is not None and product.mask_like is not None:
-        beside = target.with_name(f"{stem_of(target.name)}_mask{images.ending(product.mask_like.path)}")
-        images.write(beside, product.mask, product.mask_like, remark="label of a synthetic image")
+        beside = target.with_name(f"{stem_of(target.name)}_mask{product.mask_like.ending}")
+        label = "label of a synthetic image"
+        images.write(beside, product.mask, product.mask_like, remark=label, record=asdict(record), of=target)
     elif product.kept and item.mask is not None:
         beside = target.with_name(f"{stem_of(target.name)}_mask{images.ending(item.mask)}")
         atomic.write_bytes(beside, item.mask.read_bytes())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..types import DiffAugError
 
-__all__ = ["claimed", "clear", "write_bytes", "write_json"]
+__all__ = ["claimed", "clear", "write_bytes", "write_folder", "write_json"]
 
 PART = ".part"
 """Ending of a file that is still being written; its name starts with a dot."""
@@ -56,6 +57,33 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise refusal(path, error) from None
 
 
+def write_folder(path: str | Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files, there with all of them or not at all; an earlier folder of that name is replaced.
+
+    Raises:
+        DiffAugError: as for :func:`write_bytes`, or a file has the folder's name.
+    """
+    path = Path(path)
+    part, old = (path.parent / f".{path.name}.{os.getpid()}{kind}{PART}" for kind in ("", ".old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.mkdir()
+            for name, data in files.items():
+                with open(part / name, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            if path.is_dir():  # no system replaces a folder that is not empty in one step
+                os.replace(path, old)
+            os.replace(part, path)
+        finally:
+            for left in (part, old):
+                shutil.rmtree(left, ignore_errors=True)
+    except OSError as error:
+        raise refusal(path, error) from None
+
+
 def write_json(path: str | Path, data: Any) -> None:
     """Write JSON; lists of objects get one line per object, so that they can be read and compared."""
     write_bytes(path, (_pretty(data) + "\n").encode())
@@ -76,8 +104,11 @@ def _pretty(data: Any) -> str:
 
 def clear(folder: str | Path) -> None:
     """Remove what writers that were killed have left in ``folder``."""
-    for part in Path(folder).rglob(f".*{PART}"):
-        part.unlink(missing_ok=True)
+    for part in list(Path(folder).rglob(f".*{PART}")):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

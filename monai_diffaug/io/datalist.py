@@ -14,7 +14,7 @@ from ..types import DiffAugError
 from .atomic import write_json
 from .images import ENDINGS, ending
 
-__all__ = ["SAMPLES", "Item", "digest", "license_of", "names", "read", "write"]
+__all__ = ["SAMPLES", "Item", "digest", "license_of", "names", "read", "sections", "write"]
 
 SAMPLES = Path(__file__).parents[1] / "data"
 """The real images that come with the package; their folders' names may be given in place of a path."""
@@ -41,7 +41,9 @@ class Item:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read(source: str | Path, *, section: str = "training", base: str | Path | None = None) -> list[Item]:
+def read(
+    source: str | Path, *, section: str = "training", base: str | Path | None = None, dims: int | None = None
+) -> list[Item]:
     """The images of a datalist or a folder, in a fixed order.
 
     Args:
@@ -50,13 +52,14 @@ def read(source: str | Path, *, section: str = "training", base: str | Path | No
             subfolders are classes; or the name of a sample set of the package.
         section: of the JSON.
         base: what relative paths in the JSON start from; its folder unless given.
+        dims: 2 takes each file of a DICOM series in a folder as an image, else the series is one.
 
     Raises:
         DiffAugError: there is no such thing, or no image in it.
     """
     path = _located(source)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, slices=dims == 2)
     if not path.is_file():
         sets = ", ".join(sorted(p.parent.name for p in SAMPLES.glob("*/datalist.json")))
         raise DiffAugError(f"{source} does not exist: give a datalist JSON, a folder, or a sample set ({sets})")
@@ -74,6 +77,16 @@ def license_of(source: str | Path) -> str:
         return ""
     data = json.loads(path.read_text(encoding="utf-8"))
     return str(data.get("licence") or data.get("license") or "") if isinstance(data, dict) else ""
+
+
+def sections(source: str | Path) -> list[str]:
+    """The lists in a datalist JSON that hold something (``training``, ``validation``, ...); none for a folder."""
+    path = _located(source)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError):
+        return []  # :func:`read` says what is wrong with it
+    return [k for k, v in data.items() if isinstance(v, list) and v] if isinstance(data, dict) else []
 
 
 def _located(source: str | Path) -> Path:
@@ -124,21 +137,24 @@ def _item(entry: Any, root: Path, where: str) -> Item:
 # ------------------------------------------------------------------------------------------------------------ folder
 
 
-def _files(folder: Path) -> list[Path]:
-    found = (p for p in folder.rglob("*") if ending(p) and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+def _files(folder: Path, slices: bool) -> list[Path]:
+    visible = [p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    found = [p for p in visible if ending(p) not in ("", ".dcm") and p.is_file()]
+    if any(ending(p) == ".dcm" or not p.suffix for p in visible if p.is_file()):
+        from .dicom_scan import found_in  # pydicom is slow to load
+
+        found += found_in(folder, slices=slices)
+    return sorted(found)
 
 
-def _folder(folder: Path) -> list[Item]:
+def _folder(folder: Path, slices: bool = False) -> list[Item]:
     for images, masks in _PAIRS.items():
-        if (folder / images).is_dir() and _files(folder / images):
+        if (folder / images).is_dir() and (files := _files(folder / images, slices)):
             beside = next((folder / m for m in masks if (folder / m).is_dir()), None)
-            return _unique([_paired(p, folder, images, beside) for p in _files(folder / images)])
-    files = _files(folder)
+            return _unique([_paired(p, folder, images, beside) for p in files])
+    files = _files(folder, slices)
     if not files:
-        dicom = any(folder.rglob("*.dcm"))
-        more = "; convert DICOM to NIfTI first" if dicom else ""
-        raise DiffAugError(f"{folder} holds no image: give a folder with NIfTI, PNG or JPEG files{more}")
+        raise DiffAugError(f"{folder} holds no image: give a folder with NIfTI, PNG, JPEG or DICOM files")
     inside = {p.relative_to(folder).parts[0] for p in files if len(p.relative_to(folder).parts) > 1}
     classes = len(inside) > 1 and all(len(p.relative_to(folder).parts) > 1 for p in files)
     items = []
@@ -182,13 +198,20 @@ def _unique(items: Sequence[Item]) -> list[Item]:
 
 
 def names(items: Iterable[Item]) -> list[str]:
-    """A file name for each item, without ending: its own where that is unique, else with its folders in front."""
+    """A file name for each item, without ending: its own where that is unique, else with its folders in front.
+
+    DICOM images are numbered, since hospitals name files and folders after patients.
+    """
+    items = list(items)
     ids = [stem_of(item.id.split("#")[0]) + ("-" + item.id.split("#")[1] if "#" in item.id else "") for item in items]
     short = Counter(Path(i).name for i in ids)
     out: dict[str, None] = {}
-    for i in ids:
+    for n, (item, i) in enumerate(zip(items, ids, strict=True), 1):
         parts = [p for p in Path(i).parts if p not in ("/", "..", ".")]
-        name = parts[-1] if short[Path(i).name] == 1 else "-".join(parts)
+        if ending(item.id.split("#")[0]) in ("", ".dcm"):
+            name = f"image{n:04d}"
+        else:
+            name = parts[-1] if short[Path(i).name] == 1 else "-".join(parts)
         while name in out:
             name += "-"
         out[name] = None

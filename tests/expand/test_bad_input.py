@@ -187,7 +187,7 @@ def test_a_disk_that_fills_up_and_is_freed(tmp_path, scans, heads):
 
     def run():
         blocks = disk / "block"
-        blocks.write_bytes(b"x" * 262144)
+        blocks.write_bytes(b"x" * 524288)
         lines, moments = [], []
         try:
             expand(scans, disk / "out", "sdedit", heads, parameters=FAST, copies=4, batch_size=2)
@@ -200,7 +200,7 @@ def test_a_disk_that_fills_up_and_is_freed(tmp_path, scans, heads):
         told.write_text(json.dumps([lines, moments, files_of(disk / "out"), sorted(sources)]))
         return 0
 
-    code = with_disk(disk, "size=384k", run)
+    code = with_disk(disk, "size=640k", run)
     if code == NO_MOUNT:
         pytest.skip("no right to mount a small disk here")
     assert code == 0

@@ -95,8 +95,8 @@ def test_bad_datalists_get_one_line(tmp_path, data, says):
 def test_empty_and_missing_folders(tmp_path):
     with pytest.raises(DiffAugError, match="holds no image"):
         datalist.read(tmp_path)
-    (tmp_path / "a.dcm").write_bytes(b"x")
-    with pytest.raises(DiffAugError, match="convert DICOM to NIfTI first"):
+    (tmp_path / "notes.txt").write_bytes(b"x")
+    with pytest.raises(DiffAugError, match="NIfTI, PNG, JPEG or DICOM"):
         datalist.read(tmp_path)
     with pytest.raises(DiffAugError, match=r"does not exist: give .* sample set \(brain_mri, mednist\)"):
         datalist.read(tmp_path / "nowhere")

@@ -191,7 +191,7 @@ REASONS = {
     "transparent.png": "transparency",
     "moving.png": "3 frames",
     "complex.nii.gz": "one number a voxel",
-    "series.dcm": "convert DICOM to NIfTI",
+    "series.dcm": "holds no DICOM image",
     "notes.txt": "NIfTI, PNG or JPEG",
     "bits.png": "black and white only",
 }
