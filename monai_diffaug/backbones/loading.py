@@ -89,7 +89,7 @@ def load_backbone(
     key = (str(folder.resolve()), files.digest(folder), str(device or "cpu"))
     if key not in _LOADED:
         backbone = replace(assemble(folder), digest=key[1])
-        extra = [part.module for part in (backbone.scorer, backbone.judge) if part is not None]
+        extra = [part.module for part in (backbone.scorer, backbone.judge, backbone.verifier) if part is not None]
         for module in [*backbone.modules().values(), *extra]:
             module.eval().requires_grad_(False).to(device or "cpu")
         _LOADED[key] = backbone

@@ -189,8 +189,8 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over names and hashes of the weight files without scorer and judge: the identity of what is generated."""
-    files = {n: p for n, p in weight_files(folder).items() if not n.startswith(("scorer/", "judge/"))}
+    """SHA-256 over names and hashes of the weight files without those that only judge: the identity of what is made."""
+    files = {n: p for n, p in weight_files(folder).items() if not n.startswith(("scorer/", "judge/", "verifier/"))}
     lines = "".join(f"{name}:{sha256(path)}\n" for name, path in files.items())
     return hashlib.sha256(lines.encode()).hexdigest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ from ..types import Backbone, DiffAugError
 
 __all__ = ["LIMITS", "Sieve", "Verdict", "check_limits"]
 
-LIMITS = {"label": 0.5, "novelty": 0.27, "quality": 1.4}
+LIMITS = {"label": 0.5, "novelty": 0.27, "quality": 1.4, "reidentification": 1.0}
 """Filters and where each of them draws the line unless told. See :class:`Sieve`."""
 
 NEIGHBORS = 3
+REMEMBERED = 5  # nearest remembered images whose patients are compared
 BATCH = 32
 
 
@@ -41,6 +43,11 @@ def check_limits(limits: Mapping[str, float], backbone: Backbone) -> None:
             raise DiffAugError(f"the limit of filter {name!r} is {value}: give a number from 0")
     if "quality" in limits and backbone.judge is None:
         raise DiffAugError(f"filter 'quality' wants a judge and {backbone.name!r} has none: leave that filter out")
+    if "reidentification" in limits and backbone.verifier is None:
+        raise DiffAugError(
+            f"filter 'reidentification' wants a verifier of patients and {backbone.name!r} has none: train one (bundle "
+            "anonymous_chest_xray shows how), or leave that filter out"
+        )
     if "label" in limits and backbone.judge is None and backbone.scorer is None:
         raise DiffAugError(
             f"filter 'label' wants a judge or a scorer and {backbone.name!r} has neither: leave that filter out"
@@ -54,7 +61,9 @@ class Sieve:
     the image should show; at least the limit. ``novelty``: root mean square difference to the nearest real image, over
     the median of what real images differ from their nearest real image by; at least the limit. ``quality``: mean
     distance to the ``NEIGHBORS`` nearest real images in the judge's features, over the 95th percentile of the same for
-    real images; at most the limit.
+    real images; at most the limit. ``reidentification``: probability that the image shows the patient of one of the
+    nearest images that the verifier remembers, or of the nearest of ``real``, over the verifier's threshold; below the
+    limit (Packhaeuser et al. 2023, arXiv:2211.01323, section 2.3).
 
     Args:
         backbone: with a judge or scorer, as the filters want.
@@ -86,6 +95,8 @@ class Sieve:
                 self.real_features = self._features(real)
                 spread = _nearest(self.real_features, self.real_features, NEIGHBORS, own=True)
                 self.far = max(float(torch.quantile(spread, 0.95)), 1e-6)
+        if "reidentification" in limits:
+            self.verifiers = _remembering(backbone, real)
 
     def __call__(self, images: Tensor, kinds: Sequence[str | None]) -> list[Verdict]:
         """Judge images (B, C, *S) in the value range, which should show ``kinds``."""
@@ -101,15 +112,18 @@ class Sieve:
             found = _nearest(self._features(images), self.real_features, NEIGHBORS)
             for row, d in zip(rows, found.tolist(), strict=True):
                 row["quality"] = d / self.far
+        if "reidentification" in self.limits:
+            for row, p in zip(rows, self._recognized(images), strict=True):
+                row["reidentification"] = p / max(self.backbone.verifier.threshold, 1e-6)
         return [self._verdict({k: round(v, 4) for k, v in row.items()}) for row in rows]
 
     def _verdict(self, scores: dict[str, float]) -> Verdict:
-        failed = tuple(
-            name
-            for name, value in scores.items()
-            if (value > self.limits[name] if name == "quality" else value < self.limits[name])
-        )
+        failed = tuple(name for name, value in scores.items() if _fails(name, value, self.limits[name]))
         return Verdict(not failed, scores, failed)
+
+    def _recognized(self, images: Tensor) -> list[float]:
+        found = [[m.probability for m in v.nearest(images, REMEMBERED)] for v in self.verifiers]
+        return [max(each) for each in zip(*found, strict=True)]
 
     def _features(self, images: Tensor) -> Tensor:
         parts = images.split(BATCH)
@@ -131,6 +145,25 @@ class Sieve:
             else:
                 p = self.backbone.scorer.classify(x, list(self.classes.values()))
         return [float(p[i, labels.index(str(kind))]) for i, kind in enumerate(kinds)]
+
+
+def _fails(name: str, value: float, limit: float) -> bool:
+    if name == "reidentification":
+        return value >= limit
+    return value > limit if name == "quality" else value < limit
+
+
+def _remembering(backbone: Backbone, real: Tensor | None) -> list[Any]:
+    """Verifiers of what an image may not show again: the backbone's training images, and the user's real ones."""
+    own = backbone.verifier
+    found = [own] if own.index is not None else []
+    if real is not None:
+        found.append(own.remembering(real, range(len(real))))
+    if not found:
+        raise DiffAugError(
+            "filter 'reidentification' compares with real images and the verifier remembers none: give some"
+        )
+    return found
 
 
 def _nearest(points: Tensor, real: Tensor, k: int, own: bool = False) -> Tensor:

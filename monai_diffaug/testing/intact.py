@@ -15,7 +15,7 @@ __all__ = ["Counter", "imprint"]
 
 def _parts(backbone: Backbone) -> dict[str, nn.Module]:
     parts = dict(backbone.modules())
-    for name in ("scorer", "judge"):
+    for name in ("scorer", "judge", "guide", "verifier"):
         module = getattr(getattr(backbone, name), "module", None)
         if isinstance(module, nn.Module):
             parts[name] = module

@@ -1,0 +1,1 @@
+"""Methods made for one field of use (survey section 4.3)."""

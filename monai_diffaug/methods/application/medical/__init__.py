@@ -1,0 +1,1 @@
+"""Medical images (survey section 4.3.1)."""
