@@ -1,6 +1,6 @@
-"""DICOM without the patient: the Basic Application Confidentiality Profile (PS3.15 Annex E), and a look whether it held.
+"""DICOM without the patient: the Basic Application Confidentiality Profile (PS3.15 Annex E), and whether it held.
 
-The table of what to do with each attribute is that of the library `dicom-anonymizer`. On top of it: it is applied inside
+The table of what to do with each attribute is that of the library `dicom-anonymizer`. On top of it: it is applied in
 sequences too; UIDs and patient identifiers become keyed hashes, so that references between files still hold; dates are
 dropped or moved; text that repeats an identifying value in an attribute that no table lists goes as well; and the bytes
 that are to be written are searched for every identifying value of the source before they are.
@@ -129,29 +129,11 @@ def _rules(names: Pseudonyms, policy: Policy, days: int) -> dict[tuple[int, ...]
     """The library's table, with keyed UIDs and with dates as the policy wants them."""
     from pydicom.datadict import tag_for_keyword
 
-    def renamed(data: Any, tag: Any) -> None:
-        element = data.get(tag)
-        if element is not None and element.value:
-            values = [names.uid(v) for v in _values(element)]
-            element.value = values if len(values) > 1 else values[0]
-
     def careful(action: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
         def act(data: Any, tag: Any) -> None:
             element = data.get(tag)
-            if element is None:
-                return
-            kind = action.__name__
-            if element.VR == "UI" and kind != "delete":
-                renamed(data, tag)
-            elif element.VR in _DATED:
-                _date(data, element, policy, days, needed=kind in ("replace", "delete_or_replace"))
-            elif element.VR == "SQ" and "UID" in kind:
-                pass  # references: the items are gone through one by one
-            else:
-                try:
-                    action(data, tag)
-                except NotImplementedError:  # numbers in bulk: nothing stands in for them
-                    del data[element.tag]
+            if element is not None:
+                _act(data, element, action, names, policy, days)
 
         return act
 
@@ -163,7 +145,26 @@ def _rules(names: Pseudonyms, policy: Policy, days: int) -> dict[tuple[int, ...]
     return rules
 
 
-def _date(data: Any, element: Any, policy: Policy, days: int, needed: bool) -> None:
+def _act(
+    data: Any, element: Any, action: Callable[[Any, Any], None], names: Pseudonyms, policy: Policy, days: int
+) -> None:
+    """Do what the table says with one attribute, in our way where ours is better."""
+    kind = action.__name__
+    if element.VR == "UI" and kind != "delete":
+        values = [names.uid(v) for v in _values(element) if v]
+        element.value = values if len(values) > 1 else "".join(values)
+    elif element.VR in _DATED:
+        _date(element, policy, days, needed=kind in ("replace", "delete_or_replace"))
+    elif element.VR == "SQ" and "UID" in kind:
+        pass  # references: their items are gone through one by one
+    else:
+        try:
+            action(data, (element.tag.group, element.tag.element))
+        except NotImplementedError:  # numbers in bulk: nothing stands in for them
+            del data[element.tag]
+
+
+def _date(element: Any, policy: Policy, days: int, needed: bool) -> None:
     if policy.dates == "shift":
         moved = [_moved(v, element.VR, days) for v in _values(element)]
         element.value = moved if len(moved) > 1 else moved[0] if moved else ""
@@ -212,7 +213,6 @@ def _sweep(data: Any, words: re.Pattern[str]) -> None:
                 _sweep(item, words)
         elif element.VR in _TEXT and element.keyword not in _DEFINED and any(map(words.search, _values(element))):
             element.value = ""
-
 
 
 def deidentified(data: Any, names: Pseudonyms, patient: str, policy: Policy, path: Path) -> bytes:

@@ -41,6 +41,8 @@ class Found:
         total: how many there are.
         files: files looked at, ``passed_over`` those of them that are no images (of what kind, how many).
         problems: files that cannot be read.
+        head: for the datalist, such as its license and the names of its labels.
+        divided: whether the parts that the source itself tells are to be kept.
     """
 
     works: Iterable[Work]
@@ -48,6 +50,8 @@ class Found:
     files: int = 0
     passed_over: Mapping[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    head: Mapping[str, Any] = field(default_factory=dict)
+    divided: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,6 @@ def run(
     workers: int = 0,
     progress: Progress | None = None,
     say: Say | None = None,
-    licence: str = "",
 ) -> Imported:
     """Do the pieces that are not done yet, then write datalist and report.
 
@@ -82,7 +85,6 @@ def run(
         workers: processes; as many as there are processors unless given.
         progress: called with pieces done, pieces in all and the name of the last.
         say: called with every problem.
-        licence: goes into the datalist.
 
     Raises:
         DiffAugError: the folder holds something else or cannot be written, nothing could be imported, a patient is in
@@ -98,13 +100,14 @@ def run(
         job.walk(found.works, workers)
         _forget(rules.out, job.names)
         records = [json.loads(job.record(name).read_text(encoding="utf-8")) for name in sorted(job.names)]
-        entries = [{**e, "split": part} for r in records for e, part in _with_parts(r)]
+        entries = [{**e, "split": r["split"] if found.divided else ""} for r in records for e in r["entries"]]
         if not entries:
             raise DiffAugError(f"nothing was imported: {job.first_problem or 'the source holds no image'}")
         _divide(entries, split)
         by_part = {part: [e for e in entries if e["split"] == part] for part in PARTS}
         rest = {SECTIONS[p]: by_part[p] for p in PARTS[1:]}
-        head = {"description": "imported by monai-diffaug, de-identified", "licence": licence or "unknown", **rest}
+        about = {"licence": "unknown", **{k: v for k, v in found.head.items() if v}}
+        head = {"description": "imported by monai-diffaug, de-identified", **about, **rest}
         datalist.write(rules.out / LIST, by_part["train"], head)
         report = _report(found, records, entries, [*map(job.told, found.problems)], rules)
         report["seconds"] = round(time.monotonic() - begin, 2)
@@ -232,11 +235,6 @@ def _forget(out: Path, names: Iterable[str]) -> None:
                 path.unlink()
 
 
-def _with_parts(record: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    for entry in record["entries"]:
-        yield entry, record["split"]
-
-
 def _divide(entries: Sequence[dict[str, Any]], split: Split) -> None:
     """Give every entry its part: the source's own where it has one, for all images of the patient."""
     own: dict[str, set[str]] = {}
@@ -252,11 +250,16 @@ def _divide(entries: Sequence[dict[str, Any]], split: Split) -> None:
         )
     rest = split(sorted({e["patient"] for e in entries} - set(own)))
     for entry in entries:
-        entry["split"] = next(iter(own.get(entry["patient"], ()))) if entry["patient"] in own else rest[entry["patient"]]
+        told = own.get(entry["patient"])
+        entry["split"] = next(iter(told)) if told else rest[entry["patient"]]
 
 
 def _report(
-    found: Found, records: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]], first: list[Any], rules: Rules
+    found: Found,
+    records: Sequence[Mapping[str, Any]],
+    entries: Sequence[Mapping[str, Any]],
+    first: list[Any],
+    rules: Rules,
 ) -> dict[str, Any]:
     problems = [*first, *(p for r in records for p in r["problems"])]
     patients = {part: len({e["patient"] for e in entries if e["split"] == part}) for part in PARTS}

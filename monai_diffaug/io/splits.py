@@ -15,7 +15,14 @@ __all__ = ["PARTS", "SECTIONS", "Split", "parse"]
 PARTS = ("train", "validation", "test")
 SECTIONS = {"train": "training", "validation": "validation", "test": "test"}
 """What MONAI calls the parts in a datalist."""
-_WORDS = {"training": "train", "tr": "train", "val": "validation", "valid": "validation", "ts": "test", "testing": "test"}
+_WORDS = {
+    "training": "train",
+    "tr": "train",
+    "val": "validation",
+    "valid": "validation",
+    "ts": "test",
+    "testing": "test",
+}
 
 Split = Callable[[Iterable[str]], dict[str, str]]
 """Pseudonyms of all patients -> part of each."""
@@ -57,7 +64,9 @@ def _read(path: Path) -> list[tuple[str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        raise DiffAugError(f"--split {path} is no file that can be read: give hash, three fractions, CSV or JSON") from None
+        raise DiffAugError(
+            f"--split {path} is no file that can be read: give hash, three fractions, CSV or JSON"
+        ) from None
     if path.suffix.lower() == ".json":
         try:
             data = json.loads(text)

@@ -26,7 +26,10 @@ def nifti_bytes(array: np.ndarray, affine: np.ndarray, compress: bool = True) ->
     # `to_bytes` would copy the voxels three times.
     header = bytearray(image.header.binaryblock) + b"\0" * 4
     start = len(header)
-    offset, slope = image.header.template_dtype.fields["vox_offset"][1], image.header.template_dtype.fields["scl_slope"][1]
+    offset, slope = (
+        image.header.template_dtype.fields["vox_offset"][1],
+        image.header.template_dtype.fields["scl_slope"][1],
+    )
     header[offset : offset + 4] = np.array(start, "<f4").tobytes()
     header[slope : slope + 4] = np.array(1, "<f4").tobytes()
     header[slope + 4 : slope + 8] = np.array(0, "<f4").tobytes()

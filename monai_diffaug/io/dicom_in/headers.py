@@ -112,7 +112,9 @@ def frames_of(path: Path) -> list[Frame]:
         raise
     except (InvalidDicomError, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, struct.error) as e:
         why = (str(e).splitlines() or [""])[0][:80] if isinstance(e, OSError) else type(e).__name__
-        raise BadInput(Problem("unreadable", path, f"the DICOM header is damaged ({why}): copy the file again")) from None
+        raise BadInput(
+            Problem("unreadable", path, f"the DICOM header is damaged ({why}): copy the file again")
+        ) from None
 
 
 def _frames(path: Path, header: Any, start: int, size: int) -> list[Frame]:
@@ -149,7 +151,13 @@ def _single(path: Path, header: Any, sop_class: str, modality: str, syntax: str)
     study = str(header.get("StudyInstanceUID", "") or path.parent)
     patient = str(header.get("PatientID", "") or "").strip()
     kind = [str(k).upper() for k in header.get("ImageType", []) or []]
-    tellers = ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoTime", "DiffusionBValue", "ImageType")
+    tellers: tuple[str, ...] = (
+        "TemporalPositionIdentifier",
+        "AcquisitionNumber",
+        "EchoTime",
+        "DiffusionBValue",
+        "ImageType",
+    )
     tellers += ("TriggerTime", "AcquisitionTime", "ContentTime")
     return Frame(
         path=path,

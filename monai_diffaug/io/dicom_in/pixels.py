@@ -67,10 +67,7 @@ def _scaled(stored: np.ndarray, frame: Frame) -> np.ndarray:
     wide = np.int32 if stored.dtype.itemsize <= 2 else np.int64
     slope, intercept = int(frame.slope), int(frame.intercept)
     values = stored.astype(wide)
-    if slope != 1:
-        values *= slope
-    values += intercept
-    return values
+    return values * slope + intercept if slope != 1 else values + intercept
 
 
 def _stored(frame: Frame, cache: dict[Path, np.ndarray]) -> np.ndarray:
@@ -89,7 +86,9 @@ def _stored(frame: Frame, cache: dict[Path, np.ndarray]) -> np.ndarray:
     array = cache[frame.path]
     array = array[frame.index or 0] if frame.index is not None and array.ndim > 2 else array
     if array.shape != frame.size:
-        raise BadInput(Problem("unreadable", frame.path, "its pixels do not have the size that it says: export it again"))
+        raise BadInput(
+            Problem("unreadable", frame.path, "its pixels do not have the size that it says: export it again")
+        )
     return array
 
 
@@ -148,7 +147,9 @@ def picture(frames: Sequence[Frame]) -> list[np.ndarray]:
         pixels = np.asarray(pixel_array(data))
         pixels = pixels if first.index is not None and int(data.get("NumberOfFrames", 1) or 1) > 1 else pixels[None]
         chosen = [pixels[f.index or 0] for f in frames]
-        return np.stack([_color(p, data) if first.samples > 1 or "PALETTE" in first.photometric else _gray(p, data) for p in chosen])
+        return np.stack(
+            [_color(p, data) if first.samples > 1 or "PALETTE" in first.photometric else _gray(p, data) for p in chosen]
+        )
 
     return list(_guarded(first, load))
 

@@ -207,4 +207,3 @@ def _unbroken(frames: list[Frame]) -> tuple[list[Frame], list[Problem]]:
         text = f"slices lie {steps.min():.2f} to {steps.max():.2f} mm apart: {np.mean(steps):.2f} mm is taken for all"
         return frames, [Problem("uneven slices", folder, text, lost=False)]
     return frames, []
-
