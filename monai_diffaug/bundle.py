@@ -270,13 +270,14 @@ class StageTrainer(Trainer):
         self._began = self._saved = time.monotonic()
         self.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
 
-    def _update(self, _: Any, batch: Mapping[str, Any]) -> Mapping[str, float]:
+    def _update(self, _: Any, batch: Mapping[str, Any]) -> list[Mapping[str, float]]:
         step = self.state.iteration - 1
-        return self.stage.step(batch, step, Draws.of(self.stage.settings.seed, step, self.rank, self.world))
+        draws = Draws.of(self.stage.settings.seed, step, self.rank, self.world)
+        return [self.stage.step(batch, step, draws)]  # in a list, as MONAI's handlers expect it
 
     def _after_step(self) -> None:
         settings, done = self.stage.settings, self.state.iteration
-        for key, value in self.state.output.items():
+        for key, value in self.state.output[0].items():
             self._sums[key] = self._sums.get(key, 0.0) + value
         ended = done >= settings.steps
         self._shown.update(self._bar, completed=done)
@@ -289,8 +290,8 @@ class StageTrainer(Trainer):
             if self.rank == 0:
                 self.run_of_it.save(done)
             self._saved = time.monotonic()
-        if ended:
-            self.terminate()
+        if ended and (self.stopped or done % settings.log_every):
+            self.terminate()  # else the epoch ends by itself, and its handlers are called
 
     def _row(self, done: int, ended: bool) -> dict[str, float]:
         """Means over the epoch and over the processes, and what the stage checks."""
