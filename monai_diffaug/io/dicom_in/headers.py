@@ -121,6 +121,9 @@ def _frames(path: Path, header: Any, start: int, size: int) -> list[Frame]:
     meta = getattr(header, "file_meta", None)
     sop_class = str(header.get("SOPClassUID", "") or (meta or {}).get("MediaStorageSOPClassUID", ""))
     modality = str(header.get("Modality", "") or "").upper()
+    if not sop_class and not modality and not header.get("Rows"):
+        text = "holds nothing that can be read as DICOM, it is damaged: copy the file again"
+        raise BadInput(Problem("unreadable", path, text))
     if sop_class == DIRECTORY or modality in NOT_IMAGES or not header.get("Rows") or not header.get("Columns"):
         return []
     syntax = _syntax(header, meta)
