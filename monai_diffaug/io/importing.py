@@ -28,6 +28,7 @@ from .work import Result, Rules, Work
 __all__ = ["Found", "Imported", "run"]
 
 LIST, REPORT = "datalist.json", "import.json"
+MANY = 300  # files, from which on several processes are worth their start
 Progress = Callable[[int, int, str], None]
 Say = Callable[[Problem], None]
 
@@ -94,7 +95,7 @@ def run(
     with atomic.claimed(rules.out):
         atomic.clear(rules.out)
         _settled(rules.out, {**settings, "secret": rules.names.fingerprint})
-        job = _Job(rules, strict, say, progress, found.total)
+        job = _Job(rules, strict, say, progress, found.total, found.files)
         for problem in found.problems:
             job.tell(problem)
         job.walk(found.works, workers)
@@ -137,12 +138,17 @@ def _settled(out: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
+def _processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Job:
-    def __init__(self, rules: Rules, strict: bool, say: Say | None, progress: Progress | None, total: int):
+    def __init__(self, rules: Rules, strict: bool, say: Say | None, progress: Progress | None, total: int, files: int):
         self.rules, self.strict, self.say, self.progress, self.total = rules, strict, say, progress, total
         self.names: dict[str, Work] = {}
         self.first_problem = ""
-        self.done = 0
+        self.done, self.files = 0, files
 
     def record(self, name: str) -> Path:
         return self.rules.out / "records" / f"{name}.json"
@@ -159,7 +165,7 @@ class _Job:
 
     def walk(self, works: Iterable[Work], workers: int) -> None:
         """Do what is not done, here or in processes of their own."""
-        count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+        count = workers or (_processors() if self.files >= MANY else 1)  # a process takes seconds to start
         if count <= 1 or self.total <= 1:
             for work, content in self._missing(works):
                 self.keep(work, content, work.run(self.rules))
