@@ -10,7 +10,15 @@ from torch import nn
 from monai_diffaug.backbones import weights as files
 from monai_diffaug.backbones.fingerprint import check_fingerprint
 from monai_diffaug.backbones.monai_unet import IdentityAutoencoder, MonaiAutoencoder, MonaiUNet, load_weights
-from monai_diffaug.backbones.parts import conditioner_from_config, contract_of, fill, judge_of, scorer_of
+from monai_diffaug.backbones.parts import (
+    conditioner_from_config,
+    contract_of,
+    fill,
+    guide_of,
+    judge_of,
+    scorer_of,
+    verifier_of,
+)
 from monai_diffaug.backbones.schedules import schedule_from_config
 from monai_diffaug.types import Backbone, DiffAugError
 
@@ -36,6 +44,10 @@ def assemble(folder: Path) -> Backbone:
         backbone = replace(backbone, scorer=scorer_of(folder, backbone.contract))
     if (folder / "judge").is_dir():
         backbone = replace(backbone, judge=judge_of(folder / "judge"))
+    if (folder / "guide").is_dir():
+        backbone = replace(backbone, guide=guide_of(folder / "guide"))
+    if (folder / "verifier").is_dir():
+        backbone = replace(backbone, verifier=verifier_of(folder / "verifier"))
     return backbone
 
 

@@ -10,6 +10,16 @@ from monai_diffaug.backbones.fingerprint import fingerprint
 from monai_diffaug.backbones.loading import WEIGHTS, locate, shipped
 from monai_diffaug.backbones.loading import load_backbone as load  # a function called load would be taken for MONAI's
 from monai_diffaug.backbones.parts import conditioner_from_config
-from monai_diffaug.backbones.saving import save, seal
+from monai_diffaug.backbones.saving import save, save_guard, seal
 
-__all__ = ["WEIGHTS", "conditioner_from_config", "fingerprint", "load", "locate", "save", "seal", "shipped"]
+__all__ = [
+    "WEIGHTS",
+    "conditioner_from_config",
+    "fingerprint",
+    "load",
+    "locate",
+    "save",
+    "save_guard",
+    "seal",
+    "shipped",
+]

@@ -1,4 +1,4 @@
-"""The parts of a checkpoint that every layout shares: contract, conditioner, scorer, judge, pretrained components."""
+"""The parts of a checkpoint that every layout shares: contract, conditioner, judges, pretrained components."""
 
 from __future__ import annotations
 
@@ -11,13 +11,27 @@ import transformers
 from torch import nn
 
 from monai_diffaug.backbones import weights as files
+from monai_diffaug.backbones.guide import Guide
 from monai_diffaug.backbones.judge import Judge
 from monai_diffaug.backbones.monai_unet import load_weights
+from monai_diffaug.backbones.paired import ImageConditioner
+from monai_diffaug.backbones.regions import RegionConditioner
 from monai_diffaug.backbones.scorer import Scorer
 from monai_diffaug.backbones.text import ClassConditioner, NoConditioner, TextConditioner, VectorConditioner
+from monai_diffaug.backbones.verifier import Index, Verifier
 from monai_diffaug.types import Conditioner, Contract, DiffAugError
 
-__all__ = ["conditioner_from_config", "contract_of", "fill", "judge_of", "pretrained", "quiet", "scorer_of"]
+__all__ = [
+    "conditioner_from_config",
+    "contract_of",
+    "fill",
+    "guide_of",
+    "judge_of",
+    "pretrained",
+    "quiet",
+    "scorer_of",
+    "verifier_of",
+]
 
 
 def contract_of(folder: Path) -> Contract:
@@ -36,7 +50,8 @@ def conditioner_from_config(config: Mapping[str, Any], contract: Contract, folde
     """Build a conditioner.
 
     Args:
-        config: ``kind`` (``none``, ``class``, ``class_mask``, ``vector``, ``text``) and its arguments.
+        config: ``kind`` (``none``, ``class``, ``class_mask``, ``vector``, ``regions``, ``image``, ``text``) and its
+            arguments.
         contract: supplies labels, vocabulary and latent size where the config does not.
         folder: checkpoint with ``text_encoder/`` and ``tokenizer/``, for ``text``.
     """
@@ -50,9 +65,15 @@ def conditioner_from_config(config: Mapping[str, Any], contract: Contract, folde
     if kind == "vector":
         taken = {k: config[k] for k in ("size", "names", "ranges", "null", "concat") if k in config}
         return VectorConditioner(**taken, latent_size=contract.latent_size)
+    if kind == "image":
+        return ImageConditioner(contract.latent_size, contract.channels, contract.factor)
+    if kind == "regions":
+        return RegionConditioner(labels, contract.latent_size, contract.latent_channels)
     if kind == "text" and folder is not None:
         return _text(folder, contract, labels, str(config.get("template", contract.extra.get("template", "{}"))))
-    raise DiffAugError(f"conditioner kind {kind!r} is unknown: use none, class, class_mask, vector or text")
+    raise DiffAugError(
+        f"conditioner kind {kind!r} is unknown: use none, class, class_mask, vector, regions, image or text"
+    )
 
 
 @contextmanager
@@ -116,6 +137,31 @@ def judge_of(place: Path) -> Judge:
     module = files.instantiate(config, str(place / "network.json"))
     fill(module, files.weights_of(place, "network"))
     return Judge(module, said["labels"], said["head"], config)
+
+
+def guide_of(place: Path) -> Guide:
+    """The classifier of noisy latents in ``guide/``."""
+    config, said = files.read_json(place / "network.json"), files.read_json(place / "guide.json")
+    module = files.instantiate(config, str(place / "network.json"))
+    fill(module, files.weights_of(place, "network"))
+    return Guide(module, said["labels"], config)
+
+
+def verifier_of(place: Path) -> Verifier:
+    """The siamese network in ``verifier/`` and what it remembers."""
+    config, said = files.read_json(place / "network.json"), files.read_json(place / "verifier.json")
+    module = files.instantiate(config, str(place / "network.json"))
+    fill(module, files.weights_of(place, "network"))
+    index = None
+    if (place / "index.json").is_file():
+        ids = files.read_json(place / "index.json")["ids"]
+        signatures = files.read_weights(files.weights_of(place, "index"))["signatures"]
+        if len(ids) != len(signatures):
+            raise DiffAugError(
+                f"{place / 'index.json'} names {len(ids)} images and index holds {len(signatures)}: save them again"
+            )
+        index = Index(tuple(ids), signatures)
+    return Verifier(module, said["threshold"], said.get("figures"), index, config)
 
 
 def fill(module: nn.Module, path: Path) -> bool:

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from monai_diffaug.backbones import weights as files
 from monai_diffaug.backbones.assembly import assemble
 from monai_diffaug.backbones.fingerprint import fingerprint
+from monai_diffaug.backbones.guide import Guide
 from monai_diffaug.backbones.judge import Judge
 from monai_diffaug.backbones.monai_unet import IdentityAutoencoder, MonaiUNet
 from monai_diffaug.backbones.parts import quiet
 from monai_diffaug.backbones.scorer import Scorer
 from monai_diffaug.backbones.text import TextConditioner
+from monai_diffaug.backbones.verifier import Verifier
 from monai_diffaug.backbones.writing import cast, schedule_config, write_json
 from monai_diffaug.types import Backbone, DiffAugError, Network
 
-__all__ = ["save", "seal"]
+__all__ = ["save", "save_guard", "save_judge", "save_verifier", "seal"]
 
 
 def seal(folder: str | Path) -> str:
@@ -82,7 +84,11 @@ def save(
             means = {"image_mean": list(backbone.scorer.mean), "image_std": list(backbone.scorer.std)}
             write_json(place / "scorer" / "preprocessor_config.json", means)
         if isinstance(backbone.judge, Judge):
-            _save_judge(backbone.judge, place / "judge", precision, ending)
+            save_judge(backbone.judge, place / "judge", precision, ending)
+        if isinstance(backbone.guide, Guide):
+            _save_guide(backbone.guide, place / "guide", precision, ending)
+        if isinstance(backbone.verifier, Verifier):
+            save_verifier(backbone.verifier, place / "verifier", precision, ending)
         seal(place)
         if target.exists():
             shutil.rmtree(target)
@@ -90,11 +96,56 @@ def save(
     return target
 
 
-def _save_judge(judge: Judge, place: Path, precision: torch.dtype, ending: str) -> None:
-    place.mkdir()
+def save_judge(
+    judge: Judge, place: Path, precision: torch.dtype = torch.float16, ending: str = ".safetensors"
+) -> None:
+    """Write a classifier that ``judge_of`` reads: a checkpoint's ``judge/``, or one that lies elsewhere."""
+    place.mkdir(parents=True, exist_ok=True)
     write_json(place / "network.json", judge.config)
     write_json(place / "judge.json", {"labels": list(judge.labels), "head": judge.head})
     _write(judge.module, precision, place / f"network{ending}")
+
+
+def _save_guide(guide: Guide, place: Path, precision: torch.dtype, ending: str) -> None:
+    if guide.config is None:
+        raise DiffAugError("the guide does not say how it was built: give it config={'_target_': ..., ...}")
+    place.mkdir()
+    write_json(place / "network.json", guide.config)
+    write_json(place / "guide.json", {"labels": list(guide.labels)})
+    _write(guide.module, precision, place / f"network{ending}")
+
+
+def save_verifier(
+    verifier: Verifier, place: Path, precision: torch.dtype = torch.float16, ending: str = ".safetensors"
+) -> None:
+    """Write a checkpoint's ``verifier/``: the network, what it reached, and what it remembers."""
+    if verifier.config is None:
+        raise DiffAugError("the verifier does not say how it was built: give it config={'_target_': ..., ...}")
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / "network.json", verifier.config)
+    write_json(place / "verifier.json", {"threshold": verifier.threshold, "figures": verifier.figures})
+    _write(verifier.module, precision, place / f"network{ending}")
+    if verifier.index is not None:
+        write_json(place / "index.json", {"ids": list(verifier.index.ids)})
+        tensors = {"signatures": verifier.index.signatures.to(precision).contiguous()}
+        _write_tensors(tensors, place / f"index{ending}")
+
+
+def save_guard(verifier: Verifier, folder: str | Path, generator: str, ending: str = ".pt") -> Path:
+    """Write a checkpoint that is another one guarded by a verifier: its weights are not stored a second time.
+
+    Args:
+        verifier: what guards.
+        folder: where ``verifier/`` and ``generator.json`` go.
+        generator: the checkpoint that makes the images, as a path from ``folder``.
+        ending: of the weight files.
+    """
+    place = Path(folder)
+    save_verifier(verifier, place / "verifier", ending=ending)
+    write_json(place / "generator.json", {"checkpoint": generator})
+    sums = {name: files.sha256(path) for name, path in files.weight_files(place).items()}
+    write_json(place / "digests.json", sums)
+    return place
 
 
 def _save_monai(backbone: Backbone, place: Path, precision: torch.dtype, ending: str) -> None:
@@ -114,6 +165,10 @@ def _save_monai(backbone: Backbone, place: Path, precision: torch.dtype, ending:
 
 def _write(module: nn.Module, precision: torch.dtype, path: Path) -> None:
     tensors: dict[str, Tensor] = {k: v.contiguous() for k, v in cast(module, precision).state_dict().items()}
+    _write_tensors(tensors, path)
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     if path.suffix == ".safetensors":
         save_file(tensors, path)
     else:

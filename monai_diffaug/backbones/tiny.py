@@ -11,17 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffaug.backbones.dual import dual_encoder, text_encoder, word_tokenizer
+from monai_diffaug.backbones.guide import Guide
 from monai_diffaug.backbones.ideal import ideal
 from monai_diffaug.backbones.monai_unet import IdentityAutoencoder, MonaiAutoencoder, MonaiUNet
+from monai_diffaug.backbones.paired import ImageConditioner
+from monai_diffaug.backbones.regions import RegionConditioner
 from monai_diffaug.backbones.schedules import BRAIN_LDM, schedule_from_config
 from monai_diffaug.backbones.scorer import Scorer
 from monai_diffaug.backbones.text import ClassConditioner, NoConditioner, TextConditioner
+from monai_diffaug.backbones.verifier import Verifier
 from monai_diffaug.backbones.weights import instantiate
 from monai_diffaug.types import Backbone, Contract, DiffAugError
 
 __all__ = ["KINDS", "WORDS", "digest_of", "ideal_backbone", "tiny"]
 
-KINDS = ("none", "class", "class_mask", "text")
+KINDS = ("none", "class", "class_mask", "regions", "image", "text")
 CLASSES = ("healthy", "tumor")
 MODALITIES = ("abdomen ct", "breast mri", "chest x-ray", "hand x-ray", "head ct")
 WORDS = (
@@ -68,8 +72,9 @@ def tiny(
     network is then close to the exact denoiser of N(0, 1), so that nothing runs away at any noise level.
 
     Args:
-        kind: ``none``, ``class`` (labels ``healthy`` and ``tumor``), ``class_mask`` (the same and a mask) or ``text``
-            (self- and cross-attention, a text encoder with a word-level tokenizer, a scorer).
+        kind: ``none``, ``class`` (labels ``healthy`` and ``tumor``, and a guide), ``class_mask`` (the same labels and a
+            mask), ``regions`` (a hole and what goes into it), ``image`` (an image to start from) or ``text`` (self- and
+            cross-attention, a text encoder with a word-level tokenizer, a scorer, a verifier).
         dims: 2 or 3.
         size: image size along each axis.
         channels: of the image.
@@ -88,7 +93,7 @@ def tiny(
         raise DiffAugError(
             f"a tiny backbone of size {size} in {dims}D cannot be built: give a multiple of {2 * factor}"
         )
-    labels = {"none": (), "text": MODALITIES}.get(kind, CLASSES)
+    labels = {"none": (), "image": (), "text": MODALITIES}.get(kind, CLASSES)
     contract = Contract(
         name=f"tiny_{kind}_{dims}d",
         modality="any",
@@ -109,6 +114,8 @@ def tiny(
         network = _told(_stirred(instantiate(recipe), 0.3))
         encoder = _autoencoder(contract) if autoencoder else IdentityAutoencoder()
         conditioner, scorer = _conditioner(kind, contract), _scorer(contract) if kind == "text" else None
+        verifier = _verifier(contract) if kind == "text" else None
+        guide = _guide(contract) if kind == "class" else None
     backbone = Backbone(
         name=contract.name,
         autoencoder=encoder,
@@ -117,8 +124,10 @@ def tiny(
         schedule=schedule_from_config({**BRAIN_LDM, "prediction_type": prediction}),
         contract=contract,
         scorer=scorer,
+        verifier=verifier,
+        guide=guide,
     )
-    for module in [*backbone.modules().values(), *([scorer.module] if scorer else [])]:
+    for module in [*backbone.modules().values(), *(part.module for part in (scorer, verifier, guide) if part)]:
         module.eval().requires_grad_(False)
     return replace(backbone, digest=digest_of(backbone))
 
@@ -127,7 +136,7 @@ def _network_config(kind: str, contract: Contract) -> dict[str, Any]:
     config: dict[str, Any] = {
         "_target_": "monai.networks.nets.DiffusionModelUNet",
         "spatial_dims": contract.spatial_dims,
-        "in_channels": contract.latent_channels + (2 if kind == "class_mask" else 0),
+        "in_channels": contract.latent_channels + _more_channels(kind, contract),
         "out_channels": contract.latent_channels,
         "channels": [8, 16],
         "attention_levels": [False, True],
@@ -140,6 +149,11 @@ def _network_config(kind: str, contract: Contract) -> dict[str, Any]:
     elif kind != "none":
         config["num_class_embeds"] = len(contract.labels) + 1
     return config
+
+
+def _more_channels(kind: str, contract: Contract) -> int:
+    more = {"class_mask": 2, "regions": len(contract.labels) + 1 + contract.latent_channels, "image": contract.channels}
+    return more.get(kind, 0)
 
 
 def _stirred(module: nn.Module, gain: float) -> nn.Module:
@@ -180,9 +194,15 @@ def _autoencoder(contract: Contract) -> MonaiAutoencoder:
     return MonaiAutoencoder(instantiate(recipe), contract.latent_scale, recipe)
 
 
-def _conditioner(kind: str, contract: Contract) -> NoConditioner | ClassConditioner | TextConditioner:
+def _conditioner(
+    kind: str, contract: Contract
+) -> NoConditioner | ClassConditioner | ImageConditioner | RegionConditioner | TextConditioner:
     if kind == "none":
         return NoConditioner()
+    if kind == "image":
+        return ImageConditioner(contract.latent_size, contract.channels, contract.factor)
+    if kind == "regions":
+        return RegionConditioner(contract.labels, contract.latent_size, contract.latent_channels)
     if kind != "text":
         return ClassConditioner(contract.labels, kind == "class_mask", contract.latent_size)
     tokenizer = word_tokenizer(WORDS, _LENGTH)
@@ -197,11 +217,46 @@ def _scorer(contract: Contract) -> Scorer:
     return Scorer(_stirred(model, 1.0), tokenizer, contract.value_range, means, means)
 
 
+def _guide(contract: Contract) -> Guide:
+    config = {
+        "_target_": "monai.networks.nets.diffusion_model_unet.DiffusionModelEncoder",
+        "spatial_dims": contract.spatial_dims,
+        "in_channels": contract.latent_channels,
+        "out_channels": len(contract.labels),
+        "input_shape": list(contract.latent_size),
+        "channels": [8, 8],
+        "num_res_blocks": 1,
+        "attention_levels": [False, False],
+        "num_head_channels": 8,
+        "norm_num_groups": 4,
+    }
+    return Guide(_stirred(instantiate(config), 0.3), contract.labels, config)
+
+
+def _verifier(contract: Contract) -> Verifier:
+    """It remembers three images of noise, and takes nothing but copies of them for the same patient."""
+    config = {
+        "_target_": "monai_diffaug.backbones.verifier.SiameseNet",
+        "size": list(contract.size),
+        "channels": contract.channels,
+        "widths": [8, 16],
+        "embedding": 8,
+        "features": 8,
+    }
+    module: Any = instantiate(config)
+    with torch.no_grad():  # differences of random features are small
+        module.compare.weight.fill_(1e4)
+        module.compare.bias.fill_(4.0)
+    known = torch.randn(3, contract.channels, *contract.size).clamp(-1, 1)
+    return Verifier(module, 0.5, config=config).remembering(known, ["a", "b", "c"])
+
+
 def digest_of(backbone: Backbone) -> str:
-    """SHA-256 over every parameter and buffer of every part, the scorer's too: equal exactly if no byte has changed."""
+    """SHA-256 over every parameter and buffer of every part, judges too: equal exactly if no byte has changed."""
     parts: dict[str, nn.Module] = dict(backbone.modules())
-    if backbone.scorer is not None:
-        parts["scorer"] = backbone.scorer.module
+    for name in ("scorer", "verifier", "guide"):
+        if getattr(backbone, name) is not None:
+            parts[name] = getattr(backbone, name).module
     h = hashlib.sha256()
     for part, module in parts.items():
         for name, value in _tensors(module).items():

@@ -164,7 +164,7 @@ SMALL: dict[str, float] = {"steps": 4, "iterations": 2, "rounds": 2, "draws": 2,
 def _tiny(needs: Sequence[str], dims: int) -> Backbone | None:
     """The richest tiny backbone that offers what is needed; latents have half the image's size."""
     size = 16 if dims == 2 else 8
-    for kind in ("text", "class_mask", "class", "none"):
+    for kind in ("text", "class_mask", "class", "regions", "image", "none"):
         backbone = tiny(kind, dims, size, autoencoder=True)
         if set(needs) <= backbone.offers():
             return backbone

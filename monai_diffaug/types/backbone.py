@@ -83,6 +83,8 @@ class Backbone:
     precision: torch.dtype = torch.float32
     scorer: Any = None  # image-text dual encoder: callable (images, prompts) -> similarity (B,)
     judge: Any = None  # classifier that has seen only real images: labels, classify(images), features(images)
+    guide: Any = None  # classifier of noisy latents: labels, towards(labels)(x_t, level)
+    verifier: Any = None  # tells patients apart and remembers the training images: nearest(images, k), threshold
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts that hold weights, by name."""
@@ -112,6 +114,10 @@ class Backbone:
             found.add("scorer")
         if self.judge is not None:
             found.add("judge")
+        if self.guide is not None:
+            found.add("guide")
+        if self.verifier is not None:
+            found.add("verifier")
         if self.scorer is not None or self.judge is not None:
             found.add("objective")
         if hasattr(self.conditioner, "token_embedding"):
