@@ -6,12 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ..types import DiffAugError
 from .importing import Found
-from .problems import BadInput, Problem
+from .problems import UNREACHABLE, BadInput, Problem
 from .pseudonyms import Pseudonyms
 from .work import Result, Rules
 
@@ -57,7 +58,7 @@ class WebSeries:
             try:
                 files = list(_fetched(self, Path(folder)))
             except OSError as error:
-                result.problems.append(Problem("unreachable", self.place, _why(error)))
+                result.problems.append(Problem(UNREACHABLE, self.place, _why(error)))
                 return result
             frames = []
             for file in files:
@@ -96,16 +97,33 @@ def search(url: str, modalities: Sequence[str] = (), patients: Sequence[str] = (
     found: dict[str, WebSeries] = {}
     for patient in patients or ("",):
         for modality in modalities or ("",):
-            wanted = {"PatientID": patient, "Modality": modality.upper()}
-            for row in _pages(client, {k: v for k, v in wanted.items() if v}, url):
-                series = _series(url, row)
-                if series.series:
-                    found[series.series] = series
+            found |= _matching(client, url, patient, modality.upper())
     if not found:
         what = ", ".join([*patients, *modalities]) or "images"
         raise DiffAugError(f"{url} has no series of {what}: check --patient and --modality")
     works = sorted(found.values(), key=lambda s: (s.patient, s.study, s.series))
     return Found(works, len(works))
+
+
+def _matching(client: Any, url: str, patient: str, modality: str) -> dict[str, WebSeries]:
+    """Series of a patient and a modality. What a server returns is checked: some ignore a filter that they do not know.
+
+    Others take ``*`` for itself when it comes encoded, as Orthanc does; then all series are looked through here.
+    """
+    filters = {k: v for k, v in (("PatientID", patient), ("Modality", modality)) if v}
+    tries = [filters]
+    if set(patient) & set("*?"):
+        tries.append({k: v for k, v in filters.items() if k != "PatientID"})
+    for wanted in tries:
+        found = {}
+        for row in _pages(client, wanted, url):
+            series, kind = _series(url, row)
+            fits = fnmatchcase(series.patient, patient or "*") and modality in ("", kind)
+            if series.series and fits:
+                found[series.series] = series
+        if found:
+            return found
+    return {}
 
 
 def _client(url: str) -> Any:
@@ -120,9 +138,11 @@ def _client(url: str) -> Any:
     elif token:
         headers["Authorization"] = f"Bearer {token}"
     try:
-        return DICOMwebClient(url=url.rstrip("/"), headers=headers)
+        client = DICOMwebClient(url=url.rstrip("/"), headers=headers)
     except ValueError as error:
         raise DiffAugError(f"{url} is no address of a DICOMweb service ({error}): correct it") from None
+    client.set_http_retry_params(retry=True, max_attempts=3, wait_exponential_multiplier=100)
+    return client
 
 
 def _pages(client: Any, wanted: Mapping[str, str], url: str) -> Iterator[Mapping[str, Any]]:
@@ -139,14 +159,17 @@ def _pages(client: Any, wanted: Mapping[str, str], url: str) -> Iterator[Mapping
         offset += len(rows)
 
 
-def _series(url: str, row: Mapping[str, Any]) -> WebSeries:
+def _series(url: str, row: Mapping[str, Any]) -> tuple[WebSeries, str]:
+    """A series and its modality."""
+
     def value(tag: str) -> str:
         values = (row.get(tag) or {}).get("Value") or [""]
         return str(values[0])
 
     study = value("0020000D")
     patient = value("00100020").strip() or f"study {study}"
-    return WebSeries(url, patient, study, value("0020000E"), int(value("00201209") or 0))
+    series = WebSeries(url, patient, study, value("0020000E"), int(value("00201209") or 0))
+    return series, value("00080060").upper()
 
 
 def _fetched(series: WebSeries, folder: Path) -> Iterator[Path]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..types import DiffAugError
 from . import atomic, datalist
-from .problems import BadInput, Problem
+from .problems import UNREACHABLE, BadInput, Problem
 from .splits import PARTS, SECTIONS, Split
 from .work import Result, Rules, Work
 
@@ -100,7 +100,11 @@ def run(
             job.tell(problem)
         job.walk(found.works, workers)
         _forget(rules.out, job.names)
-        records = [json.loads(job.record(name).read_text(encoding="utf-8")) for name in sorted(job.names)]
+        records = [
+            json.loads(job.record(name).read_text(encoding="utf-8"))
+            for name in sorted(job.names)
+            if job.record(name).is_file()
+        ]
         entries = [{**e, "split": r["split"] if found.divided else ""} for r in records for e in r["entries"]]
         if not entries:
             raise DiffAugError(f"nothing was imported: {job.first_problem or 'the source holds no image'}")
@@ -110,7 +114,7 @@ def run(
         about = {"licence": "unknown", **{k: v for k, v in found.head.items() if v}}
         head = {"description": "imported by monai-diffaug, de-identified", **about, **rest}
         datalist.write(rules.out / LIST, by_part["train"], head)
-        report = _report(found, records, entries, [*map(job.told, found.problems)], rules)
+        report = _report(found, records, entries, [*map(job.told, found.problems), *job.passing], rules)
         report["seconds"] = round(time.monotonic() - begin, 2)
         atomic.write_json(rules.out / REPORT, report)
     return Imported(rules.out, rules.out / LIST, report)
@@ -148,6 +152,7 @@ class _Job:
         self.rules, self.strict, self.say, self.progress, self.total = rules, strict, say, progress, total
         self.names: dict[str, Work] = {}
         self.first_problem = ""
+        self.passing: list[Mapping[str, Any]] = []
         self.done, self.files = 0, files
 
     def record(self, name: str) -> Path:
@@ -208,6 +213,10 @@ class _Job:
         name = work.name(self.rules.names)
         for problem in result.problems:
             self.tell(problem)
+        if any(problem.kind == UNREACHABLE for problem in result.problems):  # another run may be luckier
+            self.passing += map(self.told, result.problems)
+            self._past(name)
+            return
         record = {
             "content": content,
             "files": result.files,

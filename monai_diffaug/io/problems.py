@@ -9,7 +9,10 @@ from typing import Any
 
 from ..types import DiffAugError
 
-__all__ = ["BadInput", "Problem"]
+__all__ = ["NOTES", "UNREACHABLE", "BadInput", "Problem"]
+
+UNREACHABLE = "unreachable"
+"""The kind of problem that may be gone when the job is run again."""
 
 
 NOTES = {"anisotropic", "one slice", "no patient id", "wrong modality", "each file a patient", "no mask"}
