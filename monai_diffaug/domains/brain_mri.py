@@ -7,13 +7,15 @@ patients. What is learned from it is under CC BY-NC-SA 4.0: not for commercial u
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import math
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import LoadImage
+from monai.transforms import Affine, LoadImage
 from torch import Tensor
 
 from ..backbones.judge import Judge
@@ -23,7 +25,19 @@ from ..types import Backbone, Condition, Contract, DiffAugError
 from . import part_of
 from .recipe import Bench, Examples, Recipe, autoencoder_config, train_backbone, train_judge
 
-__all__ = ["CONTRACT", "LABELS", "RECIPE", "Slices", "examples", "items", "judge", "read", "train"]
+__all__ = [
+    "CONTRACT",
+    "LABELS",
+    "RECIPE",
+    "Slices",
+    "balanced",
+    "examples",
+    "items",
+    "judge",
+    "read",
+    "train",
+    "views",
+]
 
 LABELS = ("healthy", "tumor")
 SIZE = 96
@@ -76,7 +90,7 @@ RECIPE = Recipe(
 @dataclass(frozen=True)
 class Slices:
     """``images`` (N, 1, 96, 96) in [-1, 1], ``masks`` (N, 1, 96, 96) of 0 and 1, ``labels`` (N,): 0, 1, or -1 for
-    neither; ``patients`` and ``sources``, one a slice.
+    neither; ``patients`` and ``sources``, one a slice; ``levels`` (N,) from 0, the foot of the volume, to 1.
     """
 
     images: Tensor
@@ -84,6 +98,7 @@ class Slices:
     labels: Tensor
     patients: tuple[str, ...]
     sources: tuple[str, ...]
+    levels: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -96,6 +111,7 @@ class Slices:
             self.labels[which],
             tuple(self.patients[i] for i in which),
             tuple(self.sources[i] for i in which),
+            self.levels[which],
         )
 
     def of(self, keep: Tensor) -> Slices:
@@ -145,7 +161,7 @@ def read(data: Path) -> Slices:
     level = torch.tensor(levels)
     healthy = (voxels == 0) & (level >= LEVELS[0]) & (level <= LEVELS[1])
     labels = torch.where(voxels >= LEAST_TUMOR, 1, torch.where(healthy, 0, -1))
-    return Slices(onto_range(torch.stack(images)), mask, labels, tuple(patients), tuple(sources))
+    return Slices(onto_range(torch.stack(images)), mask, labels, tuple(patients), tuple(sources), level)
 
 
 def items(data: Path | str, part: str) -> list[dict[str, Any]]:
@@ -153,7 +169,8 @@ def items(data: Path | str, part: str) -> list[dict[str, Any]]:
 
     Returns:
         for each slice ``image`` (1, 96, 96) in [-1, 1], ``mask`` (1, 96, 96) of 0 and 1, ``label`` (a class name, or
-        nothing where neither applies), ``target`` (its position in ``LABELS``, or -1), ``patient`` and ``source``.
+        nothing where neither applies), ``target`` (its position in ``LABELS``, or -1), ``patient``, ``source`` and
+        ``level``.
     """
     slices = read(Path(data)).part(part)
     return [
@@ -164,9 +181,49 @@ def items(data: Path | str, part: str) -> list[dict[str, Any]]:
             "target": int(slices.labels[i]),
             "patient": slices.patients[i],
             "source": slices.sources[i],
+            "level": float(slices.levels[i]),
         }
         for i in range(len(slices))
     ]
+
+
+def balanced(items: Sequence[Mapping[str, Any]], bands: int = 6) -> list[dict[str, Any]]:
+    """Items repeated so that in every band of levels healthy slices and slices with tumor weigh the same.
+
+    Slices with tumor lie elsewhere in the head than those without: a network that learns from labels alone would learn
+    where, and its counterfactuals would change the anatomy. At levels where only one kind is, no label is told.
+    """
+    low, high = LEVELS
+    found: list[dict[str, Any]] = []
+    by_band: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for item in items:
+        if item["target"] < 0 or not low <= item["level"] <= high:
+            found.append({**item, "label": "", "target": -1})
+            continue
+        band = min(int((item["level"] - low) / (high - low) * bands), bands - 1)
+        by_band.setdefault((band, item["target"]), []).append(dict(item))
+    for band in range(bands):
+        kinds = [by_band.get((band, target), []) for target in range(len(LABELS))]
+        most = max(map(len, kinds))
+        found += [kind[i % len(kind)] for kind in kinds if kind for i in range(most)]
+    return found
+
+
+def views(image: Tensor, turned: int = 3) -> list[Tensor]:
+    """An image (1, H, W), ``turned`` others turned, scaled and moved a little, and the mirror images of all of them."""
+    generator = torch.Generator().manual_seed(zlib.crc32(image.numpy().tobytes()))
+    found = [image]
+    for _ in range(turned):
+        angle, size, across, down = (2 * torch.rand(4, generator=generator) - 1).tolist()
+        move = Affine(
+            rotate_params=math.radians(8 * angle),
+            scale_params=(1 + 0.06 * size,) * 2,
+            translate_params=(3 * across, 3 * down),
+            padding_mode="border",
+            image_only=True,
+        )
+        found.append(torch.as_tensor(move(image)).as_subclass(Tensor).clamp(-1, 1))
+    return [view for x in found for view in (x, x.flip(-1))]
 
 
 def _mirrored(slices: Slices) -> Slices:
@@ -176,6 +233,7 @@ def _mirrored(slices: Slices) -> Slices:
         slices.labels.repeat(2),
         slices.patients * 2,
         slices.sources * 2,
+        slices.levels.repeat(2),
     )
 
 
