@@ -102,7 +102,7 @@ class Job:
             entry["mask" if item.mask_key in entry else item.mask_key] = mask
         entry |= {k: v for k, v in item.fields.items() if k not in ("synthetic", "source", "source_mask", "provenance")}
         entry["synthetic"] = True
-        if item.image.is_file():
+        if item.image != Path() and item.image.exists():
             entry["source"] = _relative(item.image, self.folder)
             if item.mask is not None:
                 entry["source_mask"] = _relative(item.mask, self.folder)
@@ -119,6 +119,10 @@ class Job:
             atomic.write_bytes(self.folder / name, task.item.mask.read_bytes())
             return name
         return None
+
+    def audit(self, task: Task, found: Mapping[str, Any]) -> None:
+        """Write down, apart from what goes with the image, which training images it was compared with."""
+        atomic.write_json(self.folder / "audit" / f"{task.name}.json", dict(found))
 
     def reject(self, task: Task, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Write down that nothing that was made for a task passed the filters."""

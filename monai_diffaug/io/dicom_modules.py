@@ -66,6 +66,7 @@ FILLED: Mapping[str, Mapping[str, Any]] = {
         "PresentationIntentType": "FOR PRESENTATION",
         "ImageLaterality": "U",
         "AnatomicRegionSequence": [],
+        "PositionerType": "",
         "PatientOrientation": ["L", "F"],  # as films hang
         "PixelIntensityRelationship": "LOG",
         "PixelIntensityRelationshipSign": -1,
@@ -109,9 +110,24 @@ def repeated(dataset: Dataset, like: Dataset, kind: str) -> None:
     for keyword in (*SHARED, *OWN.get(kind, ())):
         if keyword not in like:
             continue
-        value = _sound(like[keyword].VR, like[keyword].value)
+        try:
+            value = _sound(like[keyword].VR, like[keyword].value)
+        except ValueError:  # not even readable
+            continue
         if value is not None:
             setattr(dataset, keyword, value)
+    if kind == "DX":
+        _region(dataset, like)
+
+
+def _region(dataset: Dataset, like: Dataset) -> None:
+    """The body part as a code, which a DX image must have where it has a body part at all."""
+    item = next(iter(like.get("AnatomicRegionSequence") or ()), Dataset())
+    told = [str(item.get(keyword) or "") for keyword in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")]
+    if all(told) and max(map(len, told[:2])) <= 16 and len(told[2]) <= 64:
+        dataset.AnatomicRegionSequence = [code(*told)]
+    else:
+        dataset.pop("BodyPartExamined", None)
 
 
 def _sound(vr: str, value: Any) -> Any:

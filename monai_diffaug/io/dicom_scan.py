@@ -138,7 +138,7 @@ def _header(frame: Frame) -> Dataset:
     whole = dcmread(frame.path, stop_before_pixels=True, force=True)
     head = Dataset()
     for element in whole:
-        if element.VR != "SQ":
+        if element.VR != "SQ" or element.keyword == "AnatomicRegionSequence":
             head.add(element)
     head.RescaleSlope, head.RescaleIntercept = frame.slope, frame.intercept
     return head
