@@ -10,6 +10,7 @@ import torch
 
 from monai_diffaug.backbones import weights as files
 from monai_diffaug.backbones.assembly import assemble
+from monai_diffaug.backbones.parts import verifier_of
 from monai_diffaug.types import Backbone, DiffAugError
 
 __all__ = ["WEIGHTS", "load_backbone", "locate", "shipped"]
@@ -36,7 +37,8 @@ def locate(name: str | Path) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         inside = folder / "models"  # of a bundle whose checkpoint is one of ours
-        return inside if (inside / "contract.json").is_file() else folder
+        ours = any((inside / name).is_file() for name in ("contract.json", "generator.json"))
+        return inside if ours else folder
     parts = str(name).split("/")
     if len(parts) == 2 and all(parts) and not str(name).startswith((".", "~")):
         return _fetch(str(name))
@@ -86,6 +88,8 @@ def load_backbone(
     """
     folder = locate(name)
     files.verify(folder)
+    if (folder / "generator.json").is_file():
+        return _guarded(folder, precision, device)
     key = (str(folder.resolve()), files.digest(folder), str(device or "cpu"))
     if key not in _LOADED:
         backbone = replace(assemble(folder), digest=key[1])
@@ -98,6 +102,21 @@ def load_backbone(
         return backbone
     again = (*key[:2], f"{key[2]} {_dtype(precision)}")
     return _LOADED.setdefault(again, backbone.with_precision(_dtype(precision)))
+
+
+def _guarded(folder: Path, precision: str | torch.dtype | None, device: str | torch.device | None) -> Backbone:
+    """Another checkpoint's backbone with the verifier of this one."""
+    said = files.read_json(folder / "generator.json")
+    named = str(said.get("checkpoint", ""))
+    place = WEIGHTS / named if named in shipped() else (folder / named).resolve()
+    if not place.is_dir():
+        raise DiffAugError(
+            f"{folder / 'generator.json'} names {place}, which is not there: copy the bundle of the generator beside "
+            "this one"
+        )
+    verifier = verifier_of(folder / "verifier")
+    verifier.module.eval().requires_grad_(False).to(device or "cpu")
+    return replace(load_backbone(place, precision=precision, device=device), verifier=verifier)
 
 
 def _dtype(precision: str | torch.dtype) -> torch.dtype:

@@ -96,9 +96,7 @@ def save(
     return target
 
 
-def save_judge(
-    judge: Judge, place: Path, precision: torch.dtype = torch.float16, ending: str = ".safetensors"
-) -> None:
+def save_judge(judge: Judge, place: Path, precision: torch.dtype = torch.float16, ending: str = ".safetensors") -> None:
     """Write a classifier that ``judge_of`` reads: a checkpoint's ``judge/``, or one that lies elsewhere."""
     place.mkdir(parents=True, exist_ok=True)
     write_json(place / "network.json", judge.config)
@@ -137,7 +135,7 @@ def save_guard(verifier: Verifier, folder: str | Path, generator: str, ending: s
     Args:
         verifier: what guards.
         folder: where ``verifier/`` and ``generator.json`` go.
-        generator: the checkpoint that makes the images, as a path from ``folder``.
+        generator: the checkpoint that makes the images, as a path from ``folder``, or a shipped one.
         ending: of the weight files.
     """
     place = Path(folder)

@@ -74,10 +74,10 @@ class SiameseNet(nn.Module):
         off = torch.cat([(a[..., n:] - b[..., n:]).abs(), 1 - cosine], -1)
         return self.compare.bias[0] - (off * F.softplus(self.compare.weight[0])).sum(-1)
 
-    def forward(self, images: Tensor, others: Tensor | None = None) -> Tensor:
-        """Logit (B, 1) that each image shows the patient of the other; alone, an image is compared with itself."""
-        a = self.seen(images)
-        return self.same(a, a if others is None else self.seen(others))[:, None]
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Logit (B, 1) that the two images in the channels of (B, 2C, *S) show one patient."""
+        a, b = pairs.chunk(2, 1)
+        return self.same(self.seen(a), self.seen(b))[:, None]
 
 
 def _standardized(x: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from .generate import generate
 from .learning import learn
+from .release import release
 from .run import Outcome, expand
 from .single import Edited, edit
 
-__all__ = ["Edited", "Outcome", "edit", "expand", "generate", "learn"]
+__all__ = ["Edited", "Outcome", "edit", "expand", "generate", "learn", "release"]

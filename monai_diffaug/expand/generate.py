@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def generate(
     out: str | Path,
     prompts: Sequence[str] = (),
     *,
-    count: int = 4,
+    count: int | Mapping[str, int] = 4,
     method: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     mask: str | Path | None = None,
@@ -94,7 +95,7 @@ def generate(
         backbone: a name or folder for the hub, or a loaded backbone.
         out: a new folder, or that of the same job begun before.
         prompts: what to show; each of the backbone's classes unless given.
-        count: images of each prompt.
+        count: images of each prompt, or prompt -> images, which then are the prompts.
         method: of shape ``generate``; plain sampling unless given.
         parameters: of the method.
         mask: a lesion's mask, for backbones that take one.
@@ -112,7 +113,11 @@ def generate(
         DiffAugError: the settings cannot work, or the folder cannot be written.
     """
     begin = time.monotonic()
-    if count < 1 or attempts < 1 or (batch_size is not None and batch_size < 1):
+    if isinstance(count, Mapping):
+        prompts, least = list(count), min(count.values(), default=0)
+    else:
+        least = count
+    if least < 1 or attempts < 1 or (batch_size is not None and batch_size < 1):
         raise DiffAugError("count, attempts and batch size are counts: give 1 or more")
     model = backbone if isinstance(backbone, Backbone) else hub.load(backbone, precision=precision, device=device)
     with ExitStack() as stack:
@@ -129,7 +134,7 @@ def generate(
             "mask": None if mask is None else Path(mask).name,
             "backbone": model.name,
             "backbone_digest": model.digest,
-            "count": count,
+            "count": dict(count) if isinstance(count, Mapping) else count,
             "seed": seed,
             "keep": dict(keep or {}),
             "attempts": attempts,
@@ -146,7 +151,9 @@ def generate(
         return ended(loop, begin, "")
 
 
-def _planned(model: Backbone, recipe: Recipe, prompts: Sequence[str], count: int, size: int) -> Planned:
+def _planned(
+    model: Backbone, recipe: Recipe, prompts: Sequence[str], count: int | Mapping[str, int], size: int
+) -> Planned:
     """One task per image; their item is the prompt."""
     asked = list(prompts)
     if not asked and "prompt" not in recipe.parameters:
@@ -161,7 +168,7 @@ def _planned(model: Backbone, recipe: Recipe, prompts: Sequence[str], count: int
         words.check(given)
         stem = "_".join(re.findall(r"[\w-]+", text or "image"))
         item = Item(text or "image", Path(), kind=back.get(text, text) if text else None)
-        for copy in range(1, count + 1):
+        for copy in range(1, (count[str(text)] if isinstance(count, Mapping) else count) + 1):
             task = Task(item, recipe.name, copy, f"{stem}_{copy:04d}")
             plan.given[task.name] = given
             tasks.append(task)
@@ -206,5 +213,7 @@ class _FromNothing(Loop):
             result: Sample = registry.call(recipe.method, self.model, **arguments, generator=NoiseSource(seeds))
         products = []
         for i, (source, single) in enumerate(zip(sources, iterate(result), strict=True)):
-            products.append(finish(recipe, source, single, None, numbers_of(result.info, i, len(sources))))
+            product = finish(recipe, source, single, None, numbers_of(result.info, i, len(sources)))
+            audits = result.info.get("audit")
+            products.append(replace(product, audit=audits[i]) if audits else product)
         return products

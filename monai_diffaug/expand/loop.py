@@ -246,6 +246,8 @@ class Loop:
             labels = self.model.contract.labels
             number = isinstance(source.item.kind, int) and kind in labels
             product = replace(product, kind=labels.index(str(kind)) if number else kind)
+        if product.audit:
+            self.job.audit(task, product.audit)
         self.job.keep(task, source.scan, product, {**asdict(record), **more})
 
     def _reject(self, task: Task, tried: Tried) -> None:

@@ -50,6 +50,7 @@ class Product:
     kind: Any = None
     kept: bool = False
     scores: Mapping[str, float] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)  # names training images: not for who gets the image
 
 
 def seed_of(seed: int, *what: object) -> int:

@@ -7,17 +7,18 @@ exposes it anew, lays shadows over the lungs and hides parts, but never mirrors 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..types import DiffAugError
 from .runs import Draws, Settings, averaged, descend
 from .stages import Batch, plain
 
-__all__ = ["VerifierStage", "visits"]
+__all__ = ["VerifierStage", "paired", "visits"]
 
 View = Callable[[Tensor, Draws], Tensor]
 
@@ -193,3 +194,35 @@ def _drawn(logits: Tensor, draws: Draws) -> Tensor:
     """One column for every row, by the softmax of its logits."""
     u = torch.rand(logits.shape, generator=draws.generator).to(logits.device).clamp(1e-9, 1 - 1e-7)
     return (logits - (-u.log()).log()).argmax(1)
+
+
+def paired(
+    items: Sequence[Mapping[str, Any]], shares: Mapping[str, float], length: int = 8192, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Items with a partner: another image of the same patient, or the same where there is no other.
+
+    Args:
+        items: with ``image``, ``patient`` and ``source``.
+        shares: source -> how much of the result comes from it; sources are repeated or thinned to that.
+        length: of the result.
+        seed: of the choice.
+
+    Returns:
+        items with ``image``, ``partner`` and ``patient``, now a number.
+    """
+    numbers = {p: i for i, p in enumerate(dict.fromkeys(str(item["patient"]) for item in items))}
+    films: dict[str, list[Mapping[str, Any]]] = {}
+    for item in items:
+        films.setdefault(str(item["patient"]), []).append(item)
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for source, share in shares.items():
+        patients = [p for p, own in films.items() if own[0]["source"] == source]
+        if not patients:
+            raise DiffAugError(f"there are no images of source {source!r}: correct the shares")
+        order = torch.randperm(round(share * length), generator=generator) % len(patients)
+        for patient in (patients[int(i)] for i in order):
+            own = films[patient]
+            a, b = torch.randperm(len(own), generator=generator)[:2] if len(own) > 1 else (0, 0)
+            out.append({"image": own[int(a)]["image"], "partner": own[int(b)]["image"], "patient": numbers[patient]})
+    return out
