@@ -113,6 +113,9 @@ def expand_images(
     precision: Precision = None,
     device: Device = None,
     batch_size: Batch = None,
+    layout: Annotated[
+        str, typer.Option("--format", help="Real and synthetic together as nnunet (nnunet:12) or bids, too.")
+    ] = "datalist",
     sheet: Sheet = True,
     json: JSON = False,
 ) -> None:
@@ -125,6 +128,7 @@ def expand_images(
       diffaug expand scans.json -m da_fusion -m edict -b CKPT --out more --copies 3
       diffaug expand scans/ -m sdedit:strength=0.3,scale=2 -b CKPT --out more
       diffaug expand scans/ -m sdedit -b CKPT --out more --keep label --keep novelty
+      diffaug expand scans/ -m sdedit -b CKPT --out more --format nnunet:12
     """
     from monai_diffaug.expand import expand
 
@@ -146,6 +150,7 @@ def expand_images(
             precision=precision,
             device=device,
             batch_size=batch_size,
+            layout=layout,
             progress=advance,
             say=say,
         )
@@ -322,6 +327,7 @@ def _tell(outcome: Outcome, sheet: bool, json: bool) -> None:
                 "folder": str(outcome.folder),
                 "datalist": str(outcome.datalist),
                 "overview": None if overview is None else str(overview),
+                "laid_out": None if outcome.laid_out is None else str(outcome.laid_out),
                 "made": outcome.made,
                 "before": outcome.before,
                 "rejected": list(outcome.rejected),
@@ -344,7 +350,14 @@ def _tell(outcome: Outcome, sheet: bool, json: bool) -> None:
     ):
         if which:
             print(f"  {len(which)} {one if len(which) == 1 else more}")
-    _print_files({"folder": outcome.folder, "datalist": outcome.datalist, "overview": overview})
+    _print_files(
+        {
+            "folder": outcome.folder,
+            "datalist": outcome.datalist,
+            "overview": overview,
+            "laid out": outcome.laid_out,
+        }
+    )
 
 
 def _print_files(files: dict[str, Path | None]) -> None:

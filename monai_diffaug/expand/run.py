@@ -15,6 +15,7 @@ from torch import Tensor
 from ..backbones import hub
 from ..io import atomic, datalist
 from ..io.datalist import Item
+from ..io.layouts import check_format
 from ..primitives import concepts as taught_by
 from ..primitives.filters import Sieve, check_limits
 from ..types import Backbone, Concept, Contract, DiffAugError
@@ -36,7 +37,7 @@ class Outcome:
 
     ``made`` are images now in the folder, ``before`` those of them that an earlier run had made; ``rejected`` names
     what did not pass the filters, ``skipped`` holds a line for each bad input, ``unchanged`` one for each image
-    that a method has nothing to do to.
+    that a method has nothing to do to. ``laid_out`` is the folder in another program's form, if one was asked for.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Outcome:
     skipped: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
     seconds: float = 0.0
+    laid_out: Path | None = None
 
 
 def usual_batch(contract: Contract) -> int:
@@ -75,6 +77,7 @@ def expand(
     precision: str | None = None,
     device: str | None = None,
     batch_size: int | None = None,
+    layout: str = "datalist",
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> Outcome:
@@ -101,6 +104,7 @@ def expand(
         precision: see :func:`monai_diffaug.backbones.hub.load`.
         device: likewise.
         batch_size: images at once; from the backbone's size unless given.
+        layout: also write real and synthetic images together as ``nnunet`` or ``bids`` want them.
         progress: called with pieces done, pieces in all and the name of the last.
         say: called with one line for each bad input.
 
@@ -114,6 +118,7 @@ def expand(
     begin = time.monotonic()
     if copies < 1 or attempts < 1 or (batch_size is not None and batch_size < 1):
         raise DiffAugError("copies, attempts and batch size are counts: give 1 or more")
+    check_format(layout)
     model = backbone if isinstance(backbone, Backbone) else hub.load(backbone, precision=precision, device=device)
     items = datalist.read(source, section=section, base=base, dims=model.contract.spatial_dims)
     with ExitStack() as stack:
@@ -154,7 +159,9 @@ def expand(
             say=say,
         )
         loop.run()
-        return ended(loop, begin, datalist.license_of(source))
+        from .layout import laid_out
+
+        return laid_out(ended(loop, begin, datalist.license_of(source)), items, layout, source, say)
 
 
 def opened_concepts(concepts: Iterable[str | Path | Concept]) -> list[Concept]:

@@ -22,7 +22,7 @@ from typing import Any
 from ..types import DiffAugError
 from . import atomic, datalist
 from .problems import UNREACHABLE, BadInput, Problem
-from .splits import PARTS, SECTIONS, Split
+from .splits import PARTS, REST, SECTIONS, Split
 from .work import Result, Rules, Work
 
 __all__ = ["Found", "Imported", "run"]
@@ -260,13 +260,16 @@ def _divide(entries: Sequence[dict[str, Any]], split: Split) -> None:
     if torn:
         patient, parts = next(iter(torn.items()))
         raise DiffAugError(
-            f"{len(torn)} patients are in two parts of the source, such as {patient} in {' and '.join(sorted(parts))}: "
+            f"the source has {len(torn)} of its patients in two parts, {patient} in {' and '.join(sorted(parts))}: "
             "give --split hash to divide anew by patient, or correct the source"
         )
-    rest = split(sorted({e["patient"] for e in entries} - set(own)))
+    parts = split(sorted({e["patient"] for e in entries}))
+    for patient, told in own.items():
+        (part,) = told
+        # Where the source has a test part, what is not in it is not for the test.
+        parts[patient] = part if part != REST else "train" if parts[patient] == "test" else parts[patient]
     for entry in entries:
-        told = own.get(entry["patient"])
-        entry["split"] = next(iter(told)) if told else rest[entry["patient"]]
+        entry["split"] = parts[entry["patient"]]
 
 
 def _report(

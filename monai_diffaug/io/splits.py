@@ -10,11 +10,13 @@ from pathlib import Path
 
 from ..types import DiffAugError
 
-__all__ = ["PARTS", "SECTIONS", "Split", "parse"]
+__all__ = ["PARTS", "REST", "SECTIONS", "Split", "parse"]
 
 PARTS = ("train", "validation", "test")
 SECTIONS = {"train": "training", "validation": "validation", "test": "test"}
 """What MONAI calls the parts in a datalist."""
+REST = "not test"
+"""What a source says of images outside of its test part, when it does not divide them further."""
 _WORDS = {
     "training": "train",
     "tr": "train",

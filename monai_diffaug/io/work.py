@@ -63,7 +63,7 @@ class Work(Protocol):
 
     @property
     def split(self) -> str:
-        """``train``, ``validation`` or ``test`` if the input says so, else nothing."""
+        """``train``, ``validation``, ``test`` or ``splits.REST`` if the input says so, else nothing."""
 
     @property
     def place(self) -> Path:

@@ -14,6 +14,7 @@ from .. import datalist, images
 from ..deidentify import age_of
 from ..importing import Found
 from ..problems import Problem
+from ..splits import REST
 from .case import Case
 
 __all__ = ["cases", "kind_of"]
@@ -112,7 +113,8 @@ def _nnunet(folder: Path, head: dict[str, Any], problems: list[Problem]) -> Iter
     head["channel_names"] = channels
     first = str(next(iter(channels.values()), "")).upper()
     modality = first if first in ("CT", "PT", "US", "CR", "DX") else "MR" if "MR" in first or first[:1] == "T" else ""
-    for part, where in (("", "Tr"), ("test", "Ts")):
+    held = any((folder / "imagesTs").glob(f"*{end}"))
+    for part, where in ((REST if held else "", "Tr"), ("test", "Ts")):
         groups: dict[str, list[Path]] = {}
         for path in sorted((folder / f"images{where}").glob(f"*{end}")):
             stem = path.name[: -len(end)]
@@ -125,7 +127,7 @@ def _nnunet(folder: Path, head: dict[str, Any], problems: list[Problem]) -> Iter
             mask: Path | None = folder / f"labels{where}" / f"{name}{end}"
             if mask is not None and not mask.is_file():
                 mask = None
-                if not part:
+                if part != "test":
                     problems.append(
                         Problem("no mask", paths[0], "has no mask in labelsTr: imported without", lost=False)
                     )
