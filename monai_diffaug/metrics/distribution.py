@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from monai.metrics.fid import get_fid_score
 from torch import Tensor
 
 from ..types import DiffAugError
@@ -22,9 +21,19 @@ def _check(a: Tensor, b: Tensor) -> None:
 
 
 def fid(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of two sets of features (n, d) and (m, d) (Heusel et al. 2017, arXiv:1706.08500, eq. 6)."""
+    """Fréchet distance of two sets of features (n, d) and (m, d) (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+
+    The trace of the root of the two covariances' product is the sum of the singular values of ``A B^T``, the rows of A
+    and B being centered features over the root of n - 1. That matrix is n x m, or d x d after a QR decomposition where
+    there are more images than features; so it is as small as it can be, and no root of a singular matrix is taken.
+    """
     _check(a, b)
-    return float(get_fid_score(a.double(), b.double()))
+    a, b = a.double(), b.double()
+    rows = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b)]
+    spread = sum(float(x.square().sum()) for x in rows)
+    small = [torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x for x in rows]
+    shared = float(torch.linalg.svdvals(small[0] @ small[1].T).sum())
+    return float((a.mean(0) - b.mean(0)).square().sum()) + spread - 2 * shared
 
 
 def kid(a: Tensor, b: Tensor) -> float:
@@ -42,17 +51,35 @@ def kid(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Floored:
-    """A score, its spread over subsets, and the same score of real against real at the same size."""
+    """A score, its spread and 95 % interval, and the same of real against real at the same size ``n``."""
 
     score: float
     spread: float
     floor: float
     floor_spread: float
     n: int
+    interval: tuple[float, float]
+    floor_interval: tuple[float, float]
 
     def __str__(self) -> str:
         floor = f"real against real {self.floor:.4g} ± {self.floor_spread:.2g}"
         return f"{self.score:.4g} ± {self.spread:.2g} ({floor}, n = {self.n})"
+
+
+def _half(groups: Sequence[str] | None, order: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Two sets of ``n`` positions that share no group, along ``order``."""
+    if groups is None:
+        return order[:n], order[n : 2 * n]
+    names = list(dict.fromkeys(groups[i] for i in order.tolist()))
+    first = set[str]()
+    count = 0
+    for name in names:
+        if count >= len(order) // 2:
+            break
+        first.add(name)
+        count += sum(g == name for g in groups)
+    inside = torch.tensor([groups[i] in first for i in order.tolist()])
+    return order[inside][:n], order[~inside][:n]
 
 
 def floored(
@@ -63,28 +90,47 @@ def floored(
     n: int | None = None,
     draws: int = 20,
     seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> Floored:
-    """``score`` of made against real features, and of real against real, on random subsets of one size.
+    """``score`` of made against real features, and of real against real, on random halves of one size.
+
+    Halves drawn without replacement spread as a bootstrap of the whole set does (Efron 1979, section 8, remark on
+    half-samples), and hold no image twice, which would deceive scores that look at neighbors.
 
     Args:
         score: of two sets of features.
         made: features (N, d) of synthetic images.
         real: features (M, d) of real images.
-        n: size of a subset; half of the real ones unless given, since two must be found that do not overlap.
-        draws: number of subsets.
-        seed: of the subsets.
+        n: size of a half; half of the smaller set unless given, since two of real ones must not overlap.
+        draws: number of halves.
+        seed: of the halves.
+        groups: whose each real image is; no patient is then on both sides of the floor.
+
+    Raises:
+        DiffAugError: there are too few images, or all real ones are of one patient.
     """
-    n = min(n or len(real) // 2, len(real) // 2, len(made))
+    n = min(n or len(real) // 2, len(real) // 2, len(made) // 2)
+    if n < 2:
+        raise DiffAugError(
+            f"{len(made)} synthetic and {len(real)} real images cannot be scored: give at least 4 of each"
+        )
+    if groups is not None and len(set(groups)) < 2:
+        raise DiffAugError("all real images are of one patient, so there is no floor: give images of several patients")
     generator = torch.Generator().manual_seed(seed)
+    halves = [_half(groups, torch.randperm(len(real), generator=generator), n) for _ in range(draws)]
+    n = min(n, *(len(side) for pair in halves for side in pair))
     scores, floors = [], []
-    for _ in range(draws):
-        order = torch.randperm(len(real), generator=generator)
-        first, second = real[order[:n]], real[order[n : 2 * n]]
+    for one, two in halves:
+        first, second = real[one[:n]], real[two[:n]]
         picked = made[torch.randperm(len(made), generator=generator)[:n]]
         scores.append(score(picked, first))
         floors.append(score(second, first))
-    a, b = torch.tensor(scores), torch.tensor(floors)
-    return Floored(float(a.mean()), float(a.std()), float(b.mean()), float(b.std()), n)
+    a, b = torch.tensor(scores, dtype=torch.float64), torch.tensor(floors, dtype=torch.float64)
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = (torch.quantile(x, ends).tolist() for x in (a, b))
+    return Floored(
+        float(a.mean()), float(a.std()), float(b.mean()), float(b.std()), n, (low[0], low[1]), (high[0], high[1])
+    )
 
 
 def copies(made: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -> tuple[float, Tensor, Tensor]:

@@ -1,0 +1,62 @@
+"""`diffaug evaluate`: is it real?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from monai_diffaug.cli.main import app, as_json, note
+
+
+@app.command("evaluate")
+def evaluate(
+    real: Annotated[str, typer.Argument(help="Datalist or folder of real images that the generator never saw.")],
+    synthetic: Annotated[str, typer.Argument(help="Datalist or folder of synthetic images.")],
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Backbone with a judge, TorchScript file, or folder of timm or transformers; may be repeated."
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side that images are fitted to.")] = 96,
+    dims: Annotated[int | None, typer.Option(help="2 or 3; that of the first image unless given.")] = None,
+    most: Annotated[int, typer.Option(help="Images of each set at most.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the random halves.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the scores here as JSON.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Score synthetic images, every score beside that of real against real images.
+
+    Examples:
+      diffaug evaluate test/datalist.json synthetic/datalist.json
+      diffaug evaluate test/ synthetic/ --extractor brain_mri --extractor dinov2/ --out scores.json
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from monai_diffaug.backbones.extractors import DEFAULT
+    from monai_diffaug.evaluation import evaluate as score
+    from monai_diffaug.io.atomic import write_json
+
+    found = score(real, synthetic, extractors=extractor or (DEFAULT,), size=size, dims=dims, most=most, seed=seed)
+    for line in found.skipped:
+        note("skipped", line, "33")
+    if out is not None:
+        write_json(out, found.to_dict())
+    if json:
+        as_json(found.to_dict())
+        return
+    console = Console(width=max(Console().width, 100))
+    console.print(f"{found.n_synthetic} synthetic against {found.n_real} real images, {found.dims}D", style="bold")
+    for by in dict.fromkeys(s.extractor for s in found.scores):
+        table = Table(title=f"by {by}" if by else "by the pixels themselves", title_justify="left")
+        for column in ("score", "value", "95 % interval", "real against real", "its interval", "n"):
+            table.add_column(column, justify="left" if column == "score" else "right", no_wrap=True)
+        for s in (s for s in found.scores if s.extractor == by):
+            ends = [f"{a:.4g} to {b:.4g}" for a, b in (s.interval, s.floor_interval)]
+            style = "" if s.within_floor else "yellow"
+            table.add_row(s.name, f"{s.value:.4g}", ends[0], f"{s.floor:.4g}", ends[1], str(s.n), style=style)
+        console.print(table)
+    typer.echo("Colored: not as real images score against each other.")

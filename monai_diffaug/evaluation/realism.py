@@ -1,0 +1,256 @@
+"""Is it real? Scores of synthetic against real images, each beside the same score of real against real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from ..backbones.extractors import DEFAULT, Extractor, extractor
+from ..metrics import anatomy, radiomics
+from ..metrics.distribution import Floored, fid, floored, kid
+from ..metrics.neighbors import prdc
+from ..metrics.variety import between_pairs, inception_score, perceptual, ssim_of, vendi
+from ..types import DiffAugError
+from .images import Pictures, pictures
+
+__all__ = ["Evaluation", "Score", "evaluate"]
+
+PLANES = 3
+CUTS = 5  # slices of each plane of a volume, over its middle three fifths
+
+Pair = Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score with its 95 % interval, and its floor: the same of real against real images at the same ``n``.
+
+    ``good`` says when it is good: ``low``, ``high``, or ``floor`` for those that should be as real images' are.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float]
+    floor: float
+    floor_interval: tuple[float, float]
+    n: int
+    extractor: str
+    good: str
+
+    @property
+    def within_floor(self) -> bool:
+        """Whether the value lies within what real images score against each other."""
+        low, high = self.floor_interval
+        return (
+            self.value <= high
+            if self.good == "low"
+            else self.value >= low
+            if self.good == "high"
+            else (low <= self.value <= high)
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores of one comparison, and what was compared."""
+
+    real: str
+    synthetic: str
+    n_real: int
+    n_synthetic: int
+    dims: int
+    size: int
+    extractors: tuple[dict[str, str], ...]
+    scores: tuple[Score, ...]
+    skipped: tuple[str, ...]
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialize."""
+        return {**asdict(self), "scores": [{**asdict(s), "within_floor": s.within_floor} for s in self.scores]}
+
+
+def _score(name: str, found: Floored, extractor: str, good: str) -> Score:
+    return Score(name, found.score, found.interval, found.floor, found.floor_interval, found.n, extractor, good)
+
+
+def _cuts(volumes: Tensor) -> Tensor:
+    """(N, 3 planes, CUTS, C, side, side): slices of volumes (N, C, S, S, S) along each axis."""
+    side = volumes.shape[2]
+    where = torch.linspace(0.2 * (side - 1), 0.8 * (side - 1), CUTS).round().long().tolist()
+    planes = [torch.stack([volumes.select(axis, k) for k in where], dim=1) for axis in (2, 3, 4)]
+    return torch.stack(planes, dim=1)
+
+
+def _features(found: Extractor, images: Tensor) -> Tensor:
+    """(N, D); of volumes with a 2D network (N, planes x cuts x D), see :func:`_by_plane`."""
+    if images.ndim == 4 or found.dims == 3:
+        return found(images)
+    cuts = _cuts(images)
+    return found(cuts.flatten(0, 2)).reshape(len(images), -1)
+
+
+def _by_plane(score: Pair, a: Tensor, b: Tensor) -> float:
+    """A score of slices, averaged over the three planes: the 2.5D form of NVIDIA's MAISI and others."""
+    sets = [x.reshape(len(x), PLANES, CUTS, -1).transpose(0, 1).flatten(1, 2) for x in (a, b)]
+    return sum(score(x, y) for x, y in zip(*sets, strict=True)) / PLANES
+
+
+def _of_made(score: Callable[[Tensor], float], made: Tensor, _: Tensor) -> float:
+    """A score of one set; the floor is then that of real images."""
+    return score(made)
+
+
+def _neighbors(key: str, made: Tensor, real: Tensor) -> float:
+    return prdc(made, real, k=min(5, len(made) - 1, len(real) - 1))[key]
+
+
+def _distances(found: Extractor, real: Tensor, made: Tensor, flat: bool) -> Iterable[tuple[str, Pair, str]]:
+    """Name, score and what is good, for sets of features."""
+    kind = "" if flat else "_2.5d"
+    for name, score, good in (("fid", fid, "low"), ("kid", kid, "low")):
+        yield f"{name}{kind}", score if flat else partial(_by_plane, score), good
+    for key, good in (("precision", "floor"), ("recall", "floor"), ("density", "floor"), ("coverage", "floor")):
+        score = partial(_neighbors, key)
+        yield f"{key}{kind}", score if flat else partial(_by_plane, score), good
+    yield f"vendi{kind}", partial(_of_made, vendi), "floor"
+
+
+def _pairwise_perceptual(found: Extractor, images: Tensor, pairs: int = 48, seed: int = 0) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(len(images), (pairs,), generator=generator)
+    second = (first + 1 + torch.randint(len(images) - 1, (pairs,), generator=generator)) % len(images)
+    layers = found.layers
+    if layers is None:
+        raise DiffAugError(f"{found.name} shows no feature maps: give a backbone's judge as extractor")
+    with torch.no_grad():
+        return float(perceptual(layers(found.fitted(images[first])), layers(found.fitted(images[second]))).mean())
+
+
+def _by_extractor(found: Extractor, real: Pictures, made: Pictures, how: dict[str, Any]) -> list[Score]:
+    flat = real.images.ndim == 4 or found.dims == 3
+    a, b = _features(found, made.images), _features(found, real.images)
+    scores = [_score(n, floored(s, a, b, **how), found.name, g) for n, s, g in _distances(found, b, a, flat)]
+    if found.classify is not None and flat:
+        p, q = found.probabilities(made.images), found.probabilities(real.images)
+        if p is not None and q is not None:
+            kept = floored(partial(_of_made, inception_score), p, q, **how)
+            scores.append(_score("inception_score", kept, found.name, "floor"))
+    if found.layers is not None and flat:
+        kept = floored(
+            partial(_of_made, partial(_pairwise_perceptual, found)), made.images, real.images, **{**how, "draws": 8}
+        )
+        scores.append(_score("perceptual_diversity", kept, found.name, "floor"))
+    return scores
+
+
+def _by_pixels(real: Pictures, made: Pictures, how: dict[str, Any]) -> list[Score]:
+    few = {**how, "draws": 8}
+    scores = []
+    for name in ("ssim", "ms_ssim"):
+        one = partial(_of_made, partial(between_pairs, score=name, pairs=48))
+        scores.append(_score(f"{name}_pairs", floored(one, made.images, real.images, **few), "", "floor"))
+    a, b = (torch.cat([radiomics.features(x) for x in p.images.split(32)]) for p in (made, real))
+    scores.append(_score("frd", floored(radiomics.frd, a, b, **how), "radiomics", "low"))
+    return scores
+
+
+def _by_anatomy(real: Pictures, made: Pictures, how: dict[str, Any]) -> list[Score]:
+    """How far each measure's distribution lies from real images', in their standard deviations."""
+    both = real.masks is not None and made.masks is not None
+    seen = [anatomy.measures(p.images, p.masks if both else None) for p in (made, real)]
+
+    def apart(a: Tensor, b: Tensor) -> float:
+        return anatomy.apart(a[:, 0], b[:, 0])
+
+    return [
+        _score(f"anatomy_{name}", floored(apart, seen[0][name][:, None], seen[1][name][:, None], **how), "", "low")
+        for name in seen[0]
+    ]
+
+
+def _to_source(made: Pictures, size: int, seed: int) -> list[Score]:
+    """SSIM of each synthetic image to the real one that it was made of; the floor is that to another's source."""
+    known = [(i, s) for i, s in enumerate(made.sources) if s is not None and s.is_file()]
+    if len(known) < 4:
+        return []
+    from ..io import images as files
+    from ..primitives.fitting import fit
+    from .images import _contract
+
+    contract = _contract("", size, made.images[0])
+    sources = torch.stack([fit(files.read(s, dims=made.images.ndim - 2).image, contract).tensor for _, s in known])
+    own = made.images[[i for i, _ in known]]
+    value, other = ssim_of(own, sources), ssim_of(own, sources.roll(1, 0))
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(value), (400, len(value)), generator=generator)
+    ends = torch.tensor([0.025, 0.975])
+    a, b = (torch.quantile(x[draws].mean(1), ends).tolist() for x in (value, other))
+    return [
+        Score(
+            "ssim_to_source", float(value.mean()), (a[0], a[1]), float(other.mean()), (b[0], b[1]), len(value), "",
+            "high",
+        )
+    ]  # fmt: skip
+
+
+def evaluate(
+    real: str | Path | Pictures,
+    synthetic: str | Path | Pictures,
+    *,
+    extractors: Sequence[Any] = (DEFAULT,),
+    size: int = 96,
+    dims: int | None = None,
+    most: int = 1000,
+    draws: int = 20,
+    seed: int = 0,
+) -> Evaluation:
+    """Every score of a set of synthetic images against real ones, with intervals and noise floors.
+
+    Scores are taken on random halves of one size without replacement, the real ones parted by patient.
+
+    Args:
+        real: datalist, folder or images; of patients that the generator never saw.
+        synthetic: likewise.
+        extractors: see :func:`~monai_diffaug.backbones.extractors.extractor`; each gives its own rows.
+        size: side that images are fitted to.
+        dims: 2 or 3; the first image's unless given.
+        most: images of each set at most.
+        draws: halves.
+        seed: of the halves.
+
+    Raises:
+        DiffAugError: too few images, unlike dimensions or channels, or an unknown extractor.
+    """
+    a = synthetic if isinstance(synthetic, Pictures) else pictures(synthetic, size, dims, most)
+    b = real if isinstance(real, Pictures) else pictures(real, size, dims, most)
+    if a.images.shape[1:] != b.images.shape[1:]:
+        raise DiffAugError(
+            f"synthetic images are {tuple(a.images.shape[1:])} and real ones {tuple(b.images.shape[1:])}: compare "
+            "images of the same dimensions and channels"
+        )
+    groups = b.patients if len(set(b.patients)) > 1 else None
+    how: dict[str, Any] = {"draws": draws, "seed": seed, "groups": groups}
+    known = [x if isinstance(x, Extractor) else extractor(x) for x in extractors]
+    steps: list[Callable[[], list[Score]]] = [partial(_by_extractor, x, b, a, how) for x in known]
+    steps += [partial(_by_pixels, b, a, how), partial(_by_anatomy, b, a, how), partial(_to_source, a, size, seed)]
+    scores = [s for step in track(steps, description="scoring", transient=True) for s in step()]
+    return Evaluation(
+        str(real) if not isinstance(real, Pictures) else "images",
+        str(synthetic) if not isinstance(synthetic, Pictures) else "images",
+        len(b),
+        len(a),
+        b.images.ndim - 2,
+        int(b.images.shape[2]),
+        tuple({"name": x.name, "sha256": x.digest} for x in known),
+        tuple(scores),
+        (*a.skipped, *b.skipped),
+        seed,
+    )

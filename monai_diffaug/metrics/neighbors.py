@@ -1,0 +1,44 @@
+"""Which images lie among which: precision, recall, density and coverage of a set of synthetic images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import DiffAugError
+
+__all__ = ["prdc"]
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Distance of each to its k-th neighbor in its own set (n,), itself not counted."""
+    return torch.cdist(x, x).kthvalue(k + 1, dim=1).values
+
+
+def prdc(made: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
+    """``precision``, ``recall``, ``density``, ``coverage`` of features (n, d) against (m, d).
+
+    Precision is the share of made images within some real image's ball, the ball of an image reaching to its k-th
+    neighbor; recall the same with the sets exchanged (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 2 and 3). Density
+    counts the balls, coverage the real images whose ball holds a made one (Naeem et al. 2020, arXiv:2002.09797, eq. 3
+    and 4). None of them is 1 for two samples of one distribution, and none of them notices copies.
+
+    Raises:
+        DiffAugError: a set has no k-th neighbor, or the features are unlike.
+    """
+    if made.ndim != 2 or real.ndim != 2 or made.shape[1] != real.shape[1]:
+        raise DiffAugError(
+            f"features {tuple(made.shape)} and {tuple(real.shape)} are not of one kind: give (n, d)"
+        )
+    if min(len(made), len(real)) <= k:
+        raise DiffAugError(f"{min(len(made), len(real))} images have no neighbor number {k}: give more, or a lower k")
+    made, real = made.double(), real.double()
+    across = torch.cdist(real, made)  # rows: real
+    real_ball, made_ball = _radii(real, k)[:, None], _radii(made, k)[None]
+    within = across < real_ball
+    return {
+        "precision": float(within.any(0).double().mean()),
+        "recall": float((across < made_ball).any(1).double().mean()),
+        "density": float(within.double().sum(0).mean() / k),
+        "coverage": float((across.min(1).values < real_ball[:, 0]).double().mean()),
+    }
