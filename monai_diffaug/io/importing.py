@@ -256,11 +256,11 @@ def _divide(entries: Sequence[dict[str, Any]], split: Split) -> None:
     for entry in entries:
         if entry["split"]:
             own.setdefault(entry["patient"], set()).add(entry["split"])
-    torn = {p: parts for p, parts in own.items() if len(parts) > 1}
+    torn = {patient: sorted(told) for patient, told in own.items() if len(told) > 1}
     if torn:
-        patient, parts = next(iter(torn.items()))
+        patient, names = next(iter(torn.items()))
         raise DiffAugError(
-            f"the source has {len(torn)} of its patients in two parts, {patient} in {' and '.join(sorted(parts))}: "
+            f"the source has {len(torn)} of its patients in two parts, {patient} in {' and '.join(names)}: "
             "give --split hash to divide anew by patient, or correct the source"
         )
     parts = split(sorted({e["patient"] for e in entries}))
