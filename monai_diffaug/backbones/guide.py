@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,16 @@ class Guide:
         self.module = module.eval()
         self.labels = tuple(labels)
         self.config = dict(config) if config else None
+
+    @classmethod
+    def of(
+        cls, make: partial[nn.Module], labels: Sequence[str], device: str | torch.device = "cpu", seed: int = 0
+    ) -> Guide:
+        """From a config item with ``"_mode_": "callable"``; ``seed`` draws the weights."""
+        torch.manual_seed(seed)
+        target: Any = make.func
+        config = {"_target_": f"{target.__module__}.{target.__qualname__}", **make.keywords}
+        return cls(make().to(device), labels, config)
 
     def towards(self, labels: Sequence[str]) -> Callable[[Tensor, NoiseLevel], Tensor]:
         """What guidance follows: ``(x_t, level) -> (B,)``, the log-probability of each latent's class, differentiable.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_diffaug.backbones.monai_unet import MonaiUNet
 from monai_diffaug.types import Condition, DiffAugError
 
-__all__ = ["RegionConditioner"]
+__all__ = ["RegionConditioner", "widened"]
 
 
 class RegionConditioner:
@@ -72,3 +73,20 @@ class RegionConditioner:
         asked = regions[:, :-1].flatten(2).amax(2) > 0
         positions = torch.arange(1, len(self.labels) + 1, device=asked.device)
         return Condition(labels=(asked * positions).amax(1), concat=torch.cat([small, known.to(small)], 1))
+
+
+def widened(network: MonaiUNet, source: MonaiUNet, channels: Mapping[int, int]) -> MonaiUNet:
+    """Start a network from another that has fewer input channels; what is new acts on nothing at first.
+
+    Args:
+        network: the wider one; it is filled in place.
+        source: the trained one, otherwise alike.
+        channels: input channel of ``network`` -> that of ``source`` whose weights it takes; all others get zeros.
+    """
+    state = dict(source.module.state_dict())
+    narrow = state["conv_in.conv.weight"]
+    wide = torch.zeros_like(network.module.state_dict()["conv_in.conv.weight"])
+    for new, old in channels.items():
+        wide[:, new] = narrow[:, old]
+    network.module.load_state_dict({**state, "conv_in.conv.weight": wide})
+    return network
