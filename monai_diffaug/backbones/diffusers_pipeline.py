@@ -108,6 +108,10 @@ def save_pipeline(backbone: Backbone, place: Path, precision: torch.dtype) -> No
     if isinstance(backbone.conditioner, TextConditioner):
         index["text_encoder"] = ["transformers", type(backbone.conditioner.module).__name__]
         index["tokenizer"] = ["transformers", type(backbone.conditioner.tokenizer).__name__]
+    if {"vae", "text_encoder"} <= set(index) and index["unet"][1] == "UNet2DConditionModel":
+        # Stable Diffusion's own parts; diffusers wants its optional ones named, and none of them is there
+        index |= {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]}
     config = schedule_config(backbone.schedule)
     kind = str(config.get("_class_name", "DDIMScheduler"))
     index["scheduler"] = ["diffusers", kind]

@@ -18,6 +18,7 @@ import copy
 import csv
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ __all__ = [
     "KINDS",
     "WORDS",
     "CoarseResNet",
+    "by_finding",
     "caption",
     "coarse",
     "films",
@@ -52,6 +54,7 @@ __all__ = [
     "judge",
     "judged",
     "known",
+    "requested",
     "sentences",
     "spoken",
     "stacked",
@@ -133,8 +136,8 @@ def stacked(dataset: Sequence[Mapping[str, Any]], most: int = 256) -> Tensor:
 def unfrozen(backbone: Backbone, device: str | torch.device = "cpu") -> Backbone:
     """A copy whose network and autoencoder may be trained; the hub's own stays as it is."""
     network, autoencoder = adapters.copied(backbone.network, None), copy.deepcopy(backbone.autoencoder)
-    network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    autoencoder.module.to(device, memory_format=torch.channels_last).requires_grad_(True)  # type: ignore[call-overload]
+    network.module.to(device, memory_format=torch.channels_last)
+    autoencoder.module.to(device, memory_format=torch.channels_last).requires_grad_(True)
     return replace(backbone, network=network, autoencoder=autoencoder)
 
 
@@ -184,19 +187,20 @@ def coarse(x: Tensor) -> Tensor:
     return F.interpolate(small, x.shape[-2:], mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
-def _pixels(image: Any) -> Tensor:
-    """(1, 64, 64) in [-1, 1], of an array (h, w) or a file."""
+def _pixels(image: Any, contract: Contract = CONTRACT) -> Tensor:
+    """(1, *size) in the value range, of an array (h, w) or a file."""
     if isinstance(image, str | Path):
         raw = files.read(Path(image), dims=2).image[:1].float()
     else:
         raw = torch.as_tensor(np.asarray(image)).float()[None]
-    if raw.shape[-1] < SIZE:
-        raw = F.interpolate(raw[None], (SIZE, SIZE), mode="bicubic", align_corners=False)[0]
-    return fit(raw, CONTRACT).tensor.as_subclass(Tensor)
+    if raw.shape[-1] < contract.size[-1]:
+        raw = F.interpolate(raw[None], contract.size, mode="bicubic", align_corners=False)[0]
+    gray = replace(contract, channels=1, intensity=CONTRACT.intensity, crop="none")
+    return fit(raw, gray).tensor.as_subclass(Tensor)
 
 
-def films(found: Sequence[Mapping[str, Any]]) -> Dataset:
-    """Items with their pixels in memory: ``image`` (1, 64, 64) in [-1, 1], and the judges' classes.
+def films(found: Sequence[Mapping[str, Any]], contract: Contract = CONTRACT) -> Dataset:
+    """Items with their pixels in memory: ``image`` (1, *size) in the value range, and the judges' classes.
 
     ``label`` is 0 for normal and 1 for pneumonia in films of children, ``kind`` a position in :data:`KINDS`; -1 where
     it is not known.
@@ -208,7 +212,7 @@ def films(found: Sequence[Mapping[str, Any]]) -> Dataset:
         read.append(
             {
                 **item,
-                "image": _pixels(item["image"]),
+                "image": _pixels(item["image"], contract),
                 "label": FINDINGS.index(item["finding"]) if child else -1,
                 "kind": KINDS.index(kind) if kind in KINDS else -1,
             }
@@ -243,6 +247,32 @@ def known(text: str, words: Sequence[str]) -> tuple[str, list[str]]:
     have = {w.lower() for entry in words for w in _WORD.findall(entry)}
     said = spoken(text).split()
     return " ".join(w for w in said if w in have), [w for w in said if w not in have]
+
+
+def requested(backbone: Backbone, prompts: Sequence[str] = (), report: str | Path | None = None) -> list[str]:
+    """Prompts as they are given, and the lines of a text file in words that the backbone knows.
+
+    What is left out of a line is said in a warning; of a line of which nothing is known no film is made. Backbones that
+    know every word get the lines as they are.
+
+    Raises:
+        DiffAugError: the file is not there, or there is nothing to show.
+    """
+    asked = list(prompts)
+    if report is not None:
+        if not Path(report).is_file():
+            raise DiffAugError(f"{report} is missing: give a text file with one sentence a line")
+        for line in Path(report).read_text(encoding="utf-8").splitlines():
+            if not line.strip():
+                continue
+            words = backbone.contract.vocabulary
+            text, unknown = known(line, words) if words else (line.strip(), [])
+            if unknown:
+                warnings.warn(f"not known, and left out: {', '.join(unknown)} (of {line.strip()!r})", stacklevel=2)
+            asked += [text] if text else []
+    if not asked:
+        raise DiffAugError("there is nothing to show: give prompts, or a report of sentences in words that are known")
+    return list(dict.fromkeys(asked))
 
 
 def caption(item: Mapping[str, Any], generator: torch.Generator | None = None) -> str:
@@ -285,7 +315,18 @@ COPIES = {"mednist6": 9, "cxr_covid": 22, "normal": 4, "pneumonia": 1}
 MOST_PNEUMONIA = 1568  # as many films as there are of normal ones, copies included
 
 
-def taught(dataset: Sequence[Mapping[str, Any]], seed: int = 0, copies: Mapping[str, int] | None = None) -> Dataset:
+def by_finding(dataset: Sequence[Mapping[str, Any]], most: int = 400) -> dict[str, Tensor]:
+    """Films (N, 1, *S) of children by finding, at most so many of each."""
+    found = {name: [f["image"] for f in dataset if f["label"] == i][:most] for i, name in enumerate(FINDINGS)}
+    return {name: torch.stack(images) for name, images in found.items()}
+
+
+def taught(
+    dataset: Sequence[Mapping[str, Any]],
+    seed: int = 0,
+    copies: Mapping[str, int] | None = None,
+    most_pneumonia: int = MOST_PNEUMONIA,
+) -> Dataset:
     """Training films and what is said of them: ``image`` (1, 64, 64) and ``prompt``.
 
     Each film comes several times (the first time as it is), so that sets and findings are balanced: 31 % sharp films of
@@ -296,6 +337,7 @@ def taught(dataset: Sequence[Mapping[str, Any]], seed: int = 0, copies: Mapping[
         dataset: from :func:`films`.
         seed: of jitter and captions.
         copies: of each film, by source, and by finding for ``cxr_pneumonia28``.
+        most_pneumonia: films of children with pneumonia at the most; there are eight times as many as normal ones.
     """
     often = copies or COPIES
     generator = torch.Generator().manual_seed(seed)
@@ -303,7 +345,7 @@ def taught(dataset: Sequence[Mapping[str, Any]], seed: int = 0, copies: Mapping[
     for item in dataset:
         key = item["finding"] if item["source"] == "cxr_pneumonia28" else item["source"]
         taken += key == "pneumonia"
-        if key == "pneumonia" and taken > MOST_PNEUMONIA:
+        if key == "pneumonia" and taken > most_pneumonia:
             continue
         for turn in range(often[key]):
             image, said = item["image"], item
