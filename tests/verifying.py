@@ -1,6 +1,5 @@
 """A verifier by hand, that tells images apart by their pixels: what tests of filters and of sampling run on."""
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..primitives.runs import Draws
 from ..types import Backbone, NoiseSource
 from .recognition import Patients, auroc, copies, interval, pairs_of_visits, recognized
 
-__all__ = ["caught", "figures", "sampled"]
+__all__ = ["caught", "figures", "found_out", "sampled"]
 
 BATCH = 16
 
@@ -29,6 +30,15 @@ def caught(verifier: Any, images: Tensor, seed: int = 0, most: int = 400) -> dic
         "exact_rejected": float(recognized(verifier, exact).mean()),
         "changed_rejected": float(recognized(verifier, changed).mean()),
     }
+
+
+def found_out(verifier: Any, images: Tensor, seed: int = 0, most: int = 10) -> tuple[Tensor, list[dict[str, Any]]]:
+    """A few changed copies of remembered images that are recognized, with their matches."""
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: 2 * most]
+    changed = copies(images[chosen], Draws.of(seed, 1))
+    matches = [asdict(m) for m in verifier.nearest(changed)]
+    kept = [i for i, m in enumerate(matches) if m["probability"] >= verifier.threshold][:most]
+    return changed[kept], [matches[i] for i in kept]
 
 
 def sampled(backbone: Backbone, prompts: Sequence[str], images: int, seed: int = 0, **given: Any) -> dict[str, Any]:
@@ -60,6 +70,7 @@ def figures(
     images: int = 200,
     prompts: Sequence[str] = ("",),
     seed: int = 0,
+    keep: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All figures of the bundle's page, measured again.
 
@@ -71,6 +82,7 @@ def figures(
         images: to generate; none for 0.
         prompts: of the images, in turn.
         seed: of the first image.
+        keep: is given the samples and their audit, to be drawn.
     """
     verifier = backbone.verifier
     visits = pairs_of_visits(verifier, test.several().joined(more.several()))
@@ -87,5 +99,7 @@ def figures(
     }
     if images:
         samples = sampled(backbone, prompts, images, seed)
+        if keep is not None:
+            keep.update(samples)
         found |= {f"samples_{k}": samples[k] for k in ("before", "after", "draws")} | {"samples": images}
     return found
