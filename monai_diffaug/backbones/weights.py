@@ -119,8 +119,9 @@ def instantiate(config: Mapping[str, Any], source: str = "config") -> nn.Module:
     if wrong:
         key, remedy = next(iter(wrong.items()))
         raise DiffAugError(f"{source}: {config['_target_']} takes no argument {key!r}; {remedy}")
-    if fitted.get("use_flash_attention") and not torch.cuda.is_available():
-        # MONAI refuses it without a GPU; the adapters switch to fused kernels anyway.
+    old = target.__module__.startswith("generative.")
+    if fitted.get("use_flash_attention") and (old or not torch.cuda.is_available()):
+        # MONAI refuses it without a GPU, monai-generative without xformers; the adapters switch to fused kernels anyway.
         fitted["use_flash_attention"] = False
     try:
         return target(**fitted)
