@@ -121,7 +121,7 @@ def instantiate(config: Mapping[str, Any], source: str = "config") -> nn.Module:
         raise DiffAugError(f"{source}: {config['_target_']} takes no argument {key!r}; {remedy}")
     old = target.__module__.startswith("generative.")
     if fitted.get("use_flash_attention") and (old or not torch.cuda.is_available()):
-        # MONAI refuses it without a GPU, monai-generative without xformers; the adapters switch to fused kernels anyway.
+        # MONAI refuses it without a GPU, monai-generative without xformers; the adapters fuse attention anyway.
         fitted["use_flash_attention"] = False
     try:
         return target(**fitted)
