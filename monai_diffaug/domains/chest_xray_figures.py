@@ -264,8 +264,73 @@ def pictures(rows: Mapping[str, Tensor], path: Path | str, columns: int = 10, si
 
 
 def written(figures: Mapping[str, Any], folder: Path | str) -> Path:
-    """``figures.json`` in a folder."""
+    """``figures.json`` and, to be read, ``figures.md`` in a folder."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     (place / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    text = _study(figures) if "accuracy" in figures else _evaluated(figures)
+    (place / "figures.md").write_text(text, encoding="utf-8")
     return place / "figures.json"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(str(x) for x in line)} |\n" for line in lines) + "\n"
+
+
+def _percent(x: float) -> str:
+    return f"{100 * x:.1f} %"
+
+
+def _agreed(found: Mapping[str, Any]) -> list[str]:
+    low, high = found["interval"]
+    seeds = ", ".join(_percent(x) for x in found["by_seed"].values())
+    between = " to ".join(_percent(x) for x in found["shuffled_interval"])
+    return [
+        f"{_percent(found['agreement'])} ({_percent(low)} to {_percent(high)})",
+        seeds,
+        f"{_percent(found['shuffled'])} ({between})",
+        str(found["n"]),
+    ]
+
+
+def _trips(found: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [[k, f"{v['rmse']:.4f}", f"{v['psnr']:.1f} dB", f"{v['ssim']:.3f}"] for k, v in found.items()]
+    return _table(["round trip of real films", "RMSE", "PSNR", "SSIM"], rows)
+
+
+def _evaluated(found: Mapping[str, Any]) -> str:
+    real = found["judges_on_real"]
+    rows = [
+        ["normal or pneumonia, test", _percent(real["finding_on_test"]["balanced_accuracy"]),
+         f"AUROC {real['finding_on_test']['auroc']:.3f}", real["finding_on_test"]["n"]],
+        ["child, adult, pa or ap supine, validation and test", _percent(real["kind"]["balanced_accuracy"]),
+         ", ".join(f"{k} {_percent(v)}" for k, v in real["kind"]["each"].items()), real["kind"]["n"]],
+        ["pa or ap supine, validation and test", _percent(real["view"]["accuracy"]), "", real["view"]["n"]],
+    ]  # fmt: skip
+    head = ["prompts", "judge agrees (95 % interval)", "by seed", "prompts shuffled", "films"]
+    shares = [
+        [s, f"{k['score']:.4f} ± {k['spread']:.4f}", f"{k['floor']:.4f} ± {k['floor_spread']:.4f}", k["n"],
+         _percent(found["copies"][s])]
+        for s, k in found["kid"].items()
+    ]  # fmt: skip
+    alike = [[k, f"{found['detail'][k]:.3f}", f"{found['alike'][k]:.3f}"] for k in found["alike"]]
+    return (
+        _table(["judge, on real films not trained on", "balanced accuracy", "", "films"], rows)
+        + _table(head, [[k, *_agreed(v)] for k, v in found["agreement"].items()])
+        + _trips(found["round_trip"])
+        + _table(["against", "KID", "real against real", "n", "nearer to training than 99 % of unseen real"], shares)
+        + _table(["films", "detail beyond 28 pixels", "mean SSIM of pairs"], alike)
+    )
+
+
+def _study(found: Mapping[str, Any]) -> str:
+    text = found["text_encoder"]
+    words = [[k, v["new_rows"], v["changed_weights"]] for k, v in found["textual_inversion"].items()]
+    head = ["variant", "judge agrees (95 % interval)", "by seed", "prompts shuffled", "films"]
+    return (
+        _trips({"autoencoder as it is": found["autoencoder"]})
+        + _table(["text encoder", "silhouette of the two findings"], [[k, f"{v:.3f}"] for k, v in text.items()])
+        + _table(["textual inversion of", "rows added", "weights changed"], words)
+        + _table(head, [[k, *_agreed(v)] for k, v in found["accuracy"].items()])
+    )

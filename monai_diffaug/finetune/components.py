@@ -77,6 +77,7 @@ def study(
     seeds: Sequence[int] = (1, 2),
     scale: float = 3.0,
     sampling_steps: int = 20,
+    known: str = "chest x-ray",
 ) -> dict[str, Any]:
     """Run the study and return its figures; pictures of every variant go into ``folder``.
 
@@ -95,6 +96,7 @@ def study(
         seeds: of the samples.
         scale: of guidance.
         sampling_steps: network calls for an image.
+        known: what both are, in words that the backbone knows; new words start from it.
 
     Raises:
         DiffAugError: there are not two labels, or the judge does not know them.
@@ -122,9 +124,7 @@ def study(
     inverted, booth = [], []
     for k, label in enumerate(labels):
         word = f"<{label.split()[0]}>"
-        concept = _learned(
-            "textual_inversion", start, few[k], seed=k, word=word, initial="chest x-ray", steps=inversion_steps
-        )
+        concept = _learned("textual_inversion", start, few[k], seed=k, word=word, initial=known, steps=inversion_steps)
         taught = _put(start, concept)
         out.setdefault("textual_inversion", {})[label] = changed_rows(start, taught)
         inverted.append((taught, f"a {word}"))
@@ -134,11 +134,11 @@ def study(
             few[k],
             seed=k,
             word=word,
-            class_prompt="a chest x-ray",
+            class_prompt=f"a {known}",
             prior=32,
             steps=dreambooth_steps,
         )
-        booth.append((_put(start, concept), f"a {word} chest x-ray"))
+        booth.append((_put(start, concept), f"a {word} {known}"))
     out["accuracy"]["textual inversion"] = asked("textual inversion", inverted)
     out["accuracy"]["DreamBooth"] = asked("DreamBooth", booth)
     pairs = [{"image": x, "prompt": prompts[label]} for label in labels for x in films[label]]
