@@ -6,5 +6,5 @@ from monai_diffaug.cli.main import app
 
 __all__ = ["app"]
 
-for _module in ("methods", "images", "learn", "train", "doctor"):  # the order in which help lists them
+for _module in ("methods", "images", "learn", "export", "train", "finetune", "evaluate", "review", "import_", "plan", "doctor"):  # the order in which help lists them
     import_module(f"monai_diffaug.cli.{_module}")

@@ -45,7 +45,6 @@ class _Grid:
     cosines: np.ndarray
     spacing: tuple[float, float]
     gap: float
-    flipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,6 @@ def encoded(
     name = str(modality or (like[0].get("Modality", "OT") if like else "OT")).upper()
     kind = "SC" if color else kind_of(name)
     grid = _grid_of(slices, like, affine)
-    if grid is not None and grid.flipped:
-        slices, like = slices[::-1], like[::-1]
     sources = [like[0]] * len(slices) if len(like) == 1 else list(like) or [None] * len(slices)
     stored = _stored(slices, sources, kind, color)
     key = hashlib.sha256(sidecar.inside(record).encode())
@@ -194,11 +191,9 @@ def _from_affine(affine: np.ndarray, n: int) -> _Grid:
     normal = np.cross(axes[:, 0], axes[:, 1])
     if abs(axes[:, 0] @ axes[:, 1]) > SKEW or abs(abs(axes[:, 2] @ normal) - 1) > SKEW:
         raise DiffAugError("the affine is sheared, which DICOM cannot say: resample the image to right angles")
-    flipped = bool(axes[:, 2] @ normal < 0)
-    order = np.arange(n)[::-1] if flipped else np.arange(n)
-    positions = lps[:3, 3] + order[:, None] * lps[:3, 2]
+    positions = lps[:3, 3] + np.arange(n)[:, None] * lps[:3, 2]
     spacing = (float(lengths[1]), float(lengths[0]))
-    return _Grid(positions, axes[:, :2].T.ravel(), spacing, float(lengths[2]), flipped)
+    return _Grid(positions, axes[:, :2].T.ravel(), spacing, float(lengths[2]))
 
 
 def _placed(dataset: Dataset, kind: str, grid: _Grid | None, i: int, entropy: str, source: Dataset | None) -> None:

@@ -119,8 +119,6 @@ def _mask(mask: Path, image: Path, written: Path, target: Path, entry: Mapping[s
         labels = labels > 0
     files = sorted(written.glob("*.dcm")) if written.is_dir() else [written]
     datasets = [dcmread(file, stop_before_pixels=True) for file in files]
-    flipped = scan.affine is not None and np.linalg.det(scan.affine[:3, :3]) < 0
     name = entry.get("class")
     segments = [dicom_seg.Segment.named(str(name))] if isinstance(name, str) and labels.dtype == bool else ()
-    ordered = labels[::-1] if flipped else labels
-    dicom_seg.write_mask(target, ordered, datasets, record=entry["provenance"], segments=segments)
+    dicom_seg.write_mask(target, labels, datasets, record=entry["provenance"], segments=segments)

@@ -45,6 +45,9 @@ TURNED = np.array(
     ]
 )
 SAGITTAL = np.array([[0, 0, 3.0, -40], [-0.9, 0, 0, 50], [0, -0.9, 0, 60], [0, 0, 0, 1.0]])
+MIRRORED = TURNED @ np.diag([1, 1, -1, 1.0])
+"""Slices against the direction that readers of DICOM sort them by."""
+
 IDENTITY = {
     "PatientName": "DOE^JANE",
     "PatientID": "MRN1234567",
@@ -100,7 +103,7 @@ def source(folder, modality="MR", affine=AXIAL, shape=(4, 20, 24)):
 # ------------------------------------------------------------------------------------------------------ valid and back
 
 
-@pytest.mark.parametrize("affine", [AXIAL, TURNED, SAGITTAL], ids=["axial", "tilted", "sagittal"])
+@pytest.mark.parametrize("affine", [AXIAL, TURNED, SAGITTAL, MIRRORED], ids=["axial", "tilted", "sagittal", "mirrored"])
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_a_volume_is_valid_and_comes_back(tmp_path, modality, affine):
     pixels = RNG.integers(-1024, 3000, (4, 20, 24)) if modality == "CT" else RNG.random((4, 20, 24)) * 1e-3
@@ -118,20 +121,21 @@ def test_a_volume_is_valid_and_comes_back(tmp_path, modality, affine):
     assert np.allclose(scan.affine @ (mirrored if flipped else corners), affine @ corners, atol=1e-4)
 
 
-def test_an_independent_reader_sees_the_same_volume(tmp_path):
+@pytest.mark.parametrize("affine", [TURNED, MIRRORED], ids=["tilted", "mirrored"])
+def test_an_independent_reader_sees_the_same_volume(tmp_path, affine):
     """ITK's series reader: the same numbers at the same millimeters."""
     pixels = RNG.integers(-1024, 3000, (4, 20, 24))
-    files = dicom_out.write_series(tmp_path / "s", pixels, record=RECORD, affine=TURNED, modality="CT")
+    files = dicom_out.write_series(tmp_path / "s", pixels, record=RECORD, affine=affine, modality="CT")
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path / "s"))
     assert sorted(names) == sorted(map(str, files))
     volume = sitk.ReadImage(names)
-    flipped = np.linalg.det(TURNED[:3, :3]) < 0
+    flipped = np.linalg.det(affine[:3, :3]) < 0
     array = sitk.GetArrayFromImage(volume)
     assert np.array_equal(array[::-1] if flipped else array, pixels)
     for index in ((0, 0, 0), (23, 19, 3), (5, 7, 2)):
         x, y, z = index
         lps = volume.TransformIndexToPhysicalPoint((x, y, 3 - z if flipped else z))
-        assert np.allclose(np.array(lps) * (-1, -1, 1), (TURNED @ (*index, 1))[:3], atol=1e-3)
+        assert np.allclose(np.array(lps) * (-1, -1, 1), (affine @ (*index, 1))[:3], atol=1e-3)
 
 
 @pytest.mark.parametrize("modality", ["CR", "DX", "OT", "US", None])
@@ -397,7 +401,7 @@ def test_png_and_nifti_go_out_as_dicom(tmp_path, heads, volumes):
     Image.fromarray(((RNG.random((24, 20)) > 0.7) * 255).astype("uint8")).save(tmp_path / "png" / "masks" / "a.png")
     (tmp_path / "nii" / "images").mkdir(parents=True)
     (tmp_path / "nii" / "masks").mkdir()
-    for affine, name in ((AXIAL, "a"), (TURNED @ np.diag([1, 1, -1, 1.0]), "b")):
+    for affine, name in ((AXIAL, "a"), (MIRRORED, "b")):
         volume = RNG.integers(0, 900, (9, 10, 11)).astype("int16")
         nib.save(nib.Nifti1Image(volume, affine), tmp_path / "nii" / "images" / f"{name}.nii.gz")
         nib.save(nib.Nifti1Image((volume > 700).astype("uint8"), affine), tmp_path / "nii" / "masks" / f"{name}.nii.gz")
