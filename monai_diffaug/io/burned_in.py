@@ -92,7 +92,7 @@ def measured(gray: np.ndarray) -> Iterator[tuple[tuple[int, int, int, int], dict
     from scipy import ndimage
 
     for image in (gray, 1 - gray):
-        hat = ndimage.white_tophat(image, size=(STROKE, STROKE))
+        hat = _hat(image)
         strokes = hat > CONTRAST
         joined = ndimage.binary_closing(np.pad(strokes, 8), np.ones((1, 9)))[8:-8, 8:-8] | strokes
         labels, _ = ndimage.label(joined, np.ones((3, 3)))
@@ -102,6 +102,22 @@ def measured(gray: np.ndarray) -> Iterator[tuple[tuple[int, int, int, int], dict
                 measures = _measures(strokes[box] & (labels[box] == number), image[box], hat[box])
                 if measures is not None:
                     yield (box[0].start, box[1].start, box[0].stop, box[1].stop), measures
+
+
+def _hat(image: np.ndarray) -> np.ndarray:
+    """What an opening by a square takes away: bright things narrower than it is."""
+    return image - _widest(-_widest(-image))
+
+
+def _widest(image: np.ndarray) -> np.ndarray:
+    """The largest value in a square around each pixel; windows of 2, 4, 8 and 9 from each other, which is fast."""
+    half = STROKE // 2
+    for _ in range(2):
+        padded = np.pad(image, ((half, half), (0, 0)), constant_values=-np.inf)
+        for step in (1, 2, 4, 1):
+            padded = np.maximum(padded[:-step], padded[step:])
+        image = padded.T
+    return image
 
 
 def _measures(mask: np.ndarray, gray: np.ndarray, hat: np.ndarray) -> dict[str, float] | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
+import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -23,7 +24,6 @@ def nifti_bytes(array: np.ndarray, affine: np.ndarray, compress: bool = True) ->
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
-    # `to_bytes` would copy the voxels three times.
     header = bytearray(image.header.binaryblock) + b"\0" * 4
     start = len(header)
     offset, slope = (
@@ -33,17 +33,21 @@ def nifti_bytes(array: np.ndarray, affine: np.ndarray, compress: bool = True) ->
     header[offset : offset + 4] = np.array(start, "<f4").tobytes()
     header[slope : slope + 4] = np.array(1, "<f4").tobytes()
     header[slope + 4 : slope + 8] = np.array(0, "<f4").tobytes()
-    data = bytes(header) + array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
-    return zipped(data) if compress else data
+    # NIfTI counts its first axis fastest; of a volume stacked from slices this is no copy.
+    flat = np.ascontiguousarray(array.T).astype(array.dtype.newbyteorder("<"), copy=False)
+    parts: list[Any] = [bytes(header), flat.reshape(-1).view(np.uint8).data]
+    return zipped(parts) if compress else b"".join(parts)
 
 
-def zipped(data: bytes) -> bytes:
+def zipped(parts: Sequence[Any]) -> bytes:
     """Gzip without name and time, ten times as fast as zlib where the library ISA-L is there."""
     try:
-        from isal import igzip
+        from isal import isal_zlib
+
+        packer: Any = isal_zlib.compressobj(1, wbits=31)
     except ImportError:
-        return gzip.compress(data, 1, mtime=0)
-    return igzip.compress(data, 1, mtime=0)
+        packer = zlib.compressobj(1, wbits=31)
+    return b"".join([*(packer.compress(p) for p in parts), packer.flush()])
 
 
 def codes_of(affine: np.ndarray) -> str:

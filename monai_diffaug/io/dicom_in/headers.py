@@ -17,6 +17,41 @@ NOT_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTRECORD", "SR", "PR", "KO
 DIRECTORY = "1.2.840.10008.1.3.10"
 _NATIVE = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12}
 """Uncompressed little-endian syntaxes, and how long the head of the pixel element is in each."""
+_TAGS = {
+    "ImageType": 0x00080008,
+    "SOPInstanceUID": 0x00080018,
+    "AcquisitionTime": 0x00080032,
+    "ContentTime": 0x00080033,
+    "PatientSex": 0x00100040,
+    "PatientAge": 0x00101010,
+    "SliceThickness": 0x00180050,
+    "EchoTime": 0x00180081,
+    "TriggerTime": 0x00181060,
+    "ImagerPixelSpacing": 0x00181164,
+    "DiffusionBValue": 0x00189087,
+    "StudyInstanceUID": 0x0020000D,
+    "SeriesInstanceUID": 0x0020000E,
+    "AcquisitionNumber": 0x00200012,
+    "InstanceNumber": 0x00200013,
+    "ImagePositionPatient": 0x00200032,
+    "ImageOrientationPatient": 0x00200037,
+    "TemporalPositionIdentifier": 0x00200100,
+    "PhotometricInterpretation": 0x00280004,
+    "PixelSpacing": 0x00280030,
+    "BurnedInAnnotation": 0x00280301,
+    "RescaleIntercept": 0x00281052,
+    "RescaleSlope": 0x00281053,
+}
+_TELLERS = (
+    "TemporalPositionIdentifier",
+    "AcquisitionNumber",
+    "EchoTime",
+    "DiffusionBValue",
+    "ImageType",
+    "TriggerTime",
+    "AcquisitionTime",
+    "ContentTime",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,22 +186,14 @@ def _syntax(header: Any, meta: Any) -> str:
 
 
 def _single(path: Path, header: Any, sop_class: str, modality: str, syntax: str) -> Frame:
-    study = str(header.get("StudyInstanceUID", "") or path.parent)
+    study = _text(header, "StudyInstanceUID") or str(path.parent)
     patient = str(header.get("PatientID", "") or "").strip()
-    kind = [str(k).upper() for k in header.get("ImageType", []) or []]
-    tellers: tuple[str, ...] = (
-        "TemporalPositionIdentifier",
-        "AcquisitionNumber",
-        "EchoTime",
-        "DiffusionBValue",
-        "ImageType",
-    )
-    tellers += ("TriggerTime", "AcquisitionTime", "ContentTime")
+    kind = _text(header, "ImageType").upper().split("\\")
     return Frame(
         path=path,
         index=None,
-        sop=str(header.get("SOPInstanceUID", "") or path),
-        series=str(header.get("SeriesInstanceUID", "") or f"{study}/{path.parent}"),
+        sop=_text(header, "SOPInstanceUID") or str(path),
+        series=_text(header, "SeriesInstanceUID") or f"{study}/{path.parent}",
         study=study,
         patient=patient or f"study {study}",
         named=bool(patient),
@@ -175,27 +202,47 @@ def _single(path: Path, header: Any, sop_class: str, modality: str, syntax: str)
         syntax=syntax,
         size=(int(header.Rows), int(header.Columns)),
         samples=int(header.get("SamplesPerPixel", 1) or 1),
-        photometric=str(header.get("PhotometricInterpretation", "")),
-        number=int(header.get("InstanceNumber", 0) or 0),
-        orientation=_numbers(header.get("ImageOrientationPatient"), 6),
-        position=_numbers(header.get("ImagePositionPatient"), 3),
-        spacing=_numbers(header.get("PixelSpacing") or header.get("ImagerPixelSpacing"), 2),
-        thickness=_or(header.get("SliceThickness"), 1.0) or 1.0,
-        slope=_or(header.get("RescaleSlope"), 1.0),
-        intercept=_or(header.get("RescaleIntercept"), 0.0),
-        tellers=tuple(str(header.get(t, "") or "") for t in tellers),
+        photometric=_text(header, "PhotometricInterpretation"),
+        number=int(float(_text(header, "InstanceNumber") or 0)),
+        orientation=_numbers(_listed(header, "ImageOrientationPatient"), 6),
+        position=_numbers(_listed(header, "ImagePositionPatient"), 3),
+        spacing=_numbers(_listed(header, "PixelSpacing") or _listed(header, "ImagerPixelSpacing"), 2),
+        thickness=_or(_text(header, "SliceThickness"), 1.0) or 1.0,
+        slope=_or(_text(header, "RescaleSlope"), 1.0),
+        intercept=_or(_text(header, "RescaleIntercept"), 0.0),
+        tellers=tuple(_text(header, t) for t in _TELLERS),
         original=kind[:2] == ["ORIGINAL", "PRIMARY"],
-        burned=str(header.get("BurnedInAnnotation", "") or "").upper() == "YES" or _overlaid(header),
+        burned=_text(header, "BurnedInAnnotation").upper() == "YES" or _overlaid(header),
         native=None,
         cut=False,
-        age=str(header.get("PatientAge", "") or ""),
-        sex=str(header.get("PatientSex", "") or ""),
+        age=_text(header, "PatientAge"),
+        sex=_text(header, "PatientSex"),
     )
+
+
+def _text(header: Any, keyword: str) -> str:
+    """A text as the file has it, with backslashes between several: pydicom's checks cost most of the reading time."""
+    number = _TAGS[keyword]
+    if number not in header:
+        return ""
+    item = header.get_item(number)
+    value = item.value
+    if isinstance(value, bytes):
+        return "\\".join(part.strip(" \0") for part in value.decode("latin-1").split("\\"))
+    if value is None or getattr(item, "VM", 1) > 1:
+        return "\\".join(map(str, value or ()))
+    return str(value)
+
+
+def _listed(header: Any, keyword: str) -> list[str]:
+    text = _text(header, keyword)
+    return text.split("\\") if text else []
 
 
 def _overlaid(header: Any) -> bool:
     """Old files hide drawings in unused bits of the pixels."""
-    return any(header.get((group, 0x0102)) and header[group, 0x0102].value for group in range(0x6000, 0x6020, 2))
+    at = [(group << 16) + 0x0102 for group in range(0x6000, 0x6020, 2)]
+    return any(number in header and bool(header[number].value) for number in at)
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
