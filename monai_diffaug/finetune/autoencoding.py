@@ -94,7 +94,7 @@ def _stage(module: Any, backbone: Backbone, held_out: Cases, ask: Ask) -> Autoen
         seed=ask.seed,
         precision=precision,
         log_every=max(1, steps // 20),
-        checkpoint_seconds=30.0,
+        checkpoint_seconds=ask.checkpoint_seconds,
     )
     low, high = contract.value_range
     crop = min(*contract.size, 64 if dims == 2 else 32)

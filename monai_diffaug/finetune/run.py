@@ -79,8 +79,9 @@ def finetune(
     ask, target, say = ask or Ask(), Path(out), say or (lambda line: None)
     ask.check()
     checked_target(target)
+    digest = datalist.digest(item for item, _ in gathered(data, base))
     license = license or datalist.license_of(data)  # noqa: A001
-    if not license:
+    if not license or license.lower() == "unknown":  # what an import writes that is not told
         raise DiffAugError('weights follow the license of their data: name it, such as --license "CC BY 4.0"')
     model = hub.load(backbone, device=device)
     if "image" in model.conditioner.accepts:
@@ -88,7 +89,6 @@ def finetune(
     cases, grown = read(data, model, base=base)
     past = None if old is None else read(old, model, grow=False)[0]
     with atomic.claimed(target.with_name(target.name + ".run")) as folder:
-        digest = datalist.digest(item for item, _ in gathered(data, base))
         ask.keep(folder / "settings.json", {"backbone_digest": model.digest, "data_digest": digest})
         run = Run(ask, folder, cases, grown, model, past, say)
         for note in cases.notes:
@@ -220,7 +220,9 @@ class Run:
             "neighbors": Neighbors(
                 self.train.images, self.train.patients, self.validation.images, self.validation.patients
             ),
-            "drawer": lambda b: drawn_like(b, self.validation, DRAWN, seed=9000, steps=12, scale=1.0, masks=False),
+            "drawer": lambda b: drawn_like(
+                b, self.validation, min(DRAWN, self.ask.samples), seed=9000, steps=12, scale=1.0, masks=False
+            ),
         }
         every = max(1, settings.steps // settings.log_every // CHECKS)
         if self.ask.mode != "private":

@@ -29,7 +29,8 @@ class Ask:
 
     ``batch`` are images in a step, in mode ``private`` patients on average; ``rank`` that of the adapter (``private``
     with 0 trains the weights themselves); ``epsilon``, ``noise``, ``delta`` and ``clip`` the terms of privacy;
-    ``samples`` the images made for every figure; ``patience`` and ``memorized`` see :class:`.stopping.Rules`.
+    ``samples`` the images made for every figure; ``patience`` and ``memorized`` see :class:`.stopping.Rules`;
+    ``checkpoint_seconds`` the time that a kill can cost.
     """
 
     mode: str = "full"
@@ -48,6 +49,7 @@ class Ask:
     samples: int = 96
     seed: int = 0
     precision: str = "bfloat16"
+    checkpoint_seconds: float = 30.0
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is read.
@@ -94,7 +96,7 @@ class Ask:
             seed=self.seed,
             precision=torch.float32 if private or self.precision == "float32" else torch.bfloat16,
             log_every=max(1, steps // 48),
-            checkpoint_seconds=30.0,
+            checkpoint_seconds=self.checkpoint_seconds,
         )
 
     def images_at_once(self, contract: Contract) -> int:
