@@ -87,12 +87,16 @@ class Sampler(nn.Module):
         backbone: whose images.
         steps: network calls.
         scale: guidance weight; 1 for none.
+        source_channels: how many of the last input channels are the image that the backbone is told, for one that is.
         what: what to tell the backbone (``label``, ``prompt``, ...).
     """
 
-    def __init__(self, backbone: Backbone, steps: int = 8, scale: float = 1.0, **what: Any):
+    def __init__(
+        self, backbone: Backbone, steps: int = 8, scale: float = 1.0, *, source_channels: int = 0, **what: Any
+    ):
         super().__init__()
         self.backbone, self.steps, self.scale, self.what = backbone, steps, scale, what
+        self.source_channels = source_channels
         self.parts = nn.ModuleDict(backbone.modules())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -102,7 +106,10 @@ class Sampler(nn.Module):
     def forward(self, noise: Tensor) -> Tensor:
         """Images (B, C, *S) in the contract's value range, from standard normal noise (B, c, *S / factor)."""
         plan = plans.make(self.backbone.schedule, self.steps)
-        told = self.backbone.condition(noise.shape[0], **self.what)
+        what = dict(self.what)
+        if self.source_channels:
+            noise, what["image"] = noise[:, : -self.source_channels], noise[:, -self.source_channels :]
+        told = self.backbone.condition(noise.shape[0], **what)
         denoise = classifier_free(self.backbone, told, self.scale, batch=noise.shape[0])
         return self.backbone.decode(sample(denoise, plan[0].level.sigma * noise, plan))
 
