@@ -1,4 +1,4 @@
-"""`diffaug export`, `diffaug send`, `diffaug made`: synthetic images to the hospital, and what they say of themselves."""
+"""`diffaug export`, `diffaug send`, `diffaug made`: synthetic images to the hospital, and how they were made."""
 
 from __future__ import annotations
 

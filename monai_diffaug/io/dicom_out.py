@@ -78,8 +78,8 @@ def write_series(
         like: the source's datasets, one for each slice or one for all: technique, number format and, without
             ``affine``, geometry are theirs. Nothing else of them is written.
         affine: (4, 4) from (column, row, slice) to RAS+ millimeters, as NIfTI has it.
-        modality: such as ``CT``; the source's, or ``OT``, unless given. What is not CT, MR, CR or DX becomes a
-            secondary capture.
+        modality: such as ``CT``; the source's, or ``OT``, unless given. What is not CT, MR, CR or DX, and a CT
+            or MR image without geometry, becomes a secondary capture.
         burned_in: draw the word SYNTHETIC into a corner.
         refer: name the source's SOP instances in the Source Image Sequence, which ties the image to the patient.
         flag: write Synthetic Data (0008,001C), which the standard has since 2023.
@@ -134,6 +134,8 @@ def encoded(
     name = str(modality or (like[0].get("Modality", "OT") if like else "OT")).upper()
     kind = "SC" if color else kind_of(name)
     grid = _grid_of(slices, like, affine)
+    if grid is None and kind in ("CT", "MR"):
+        kind = "SC"  # those two must lie somewhere in a patient
     sources = [like[0]] * len(slices) if len(like) == 1 else list(like) or [None] * len(slices)
     stored = _stored(slices, sources, kind, color)
     key = hashlib.sha256(sidecar.inside(record).encode())

@@ -230,6 +230,8 @@ def _write_nifti(scan: Scan, image: np.ndarray, remark: str, record: Mapping[str
     stored = np.dtype(scan.dtype)
     header.set_data_dtype(stored)
     header["descrip"], header["intent_name"] = remark.encode()[:79], b"SYNTHETIC"
+    for name in ("db_name", "aux_file") if "db_name" in header else ("aux_file",):
+        header[name] = b""  # converters put the patient here
     header.extensions = type(header.extensions)()  # the source's may hold a DICOM header, and a name in it
     if record is not None:
         header.extensions.append(nib.nifti1.Nifti1Extension("comment", sidecar.inside(record).encode()))
@@ -368,8 +370,12 @@ def mask_like(scan: Scan) -> Scan:
     return replace(scan, image=blank, dtype="uint8", shape=(*scan.shape, 1, 1)[:3], scaling=(1.0, 0.0))
 
 
-def blank(channels: int, size: Sequence[int], spacing: Sequence[float] | None = None) -> Scan:
-    """Black, to write an image like it that comes from no file: a PNG for 2D gray or color, else float NIfTI."""
+def blank(
+    channels: int, size: Sequence[int], spacing: Sequence[float] | None = None, orientation: str | None = None
+) -> Scan:
+    """Black, to write an image like it that comes from no file: a PNG for 2D gray or color, else float NIfTI, whose
+    axes lie as ``orientation`` says (such as ``LPS``).
+    """
     if len(size) == 2 and channels in (1, 3):
         mode = "L" if channels == 1 else "RGB"
         return Scan(torch.zeros((channels, *size), dtype=torch.uint8), "png", "uint8", Path("blank.png"), mode=mode)
@@ -377,6 +383,10 @@ def blank(channels: int, size: Sequence[int], spacing: Sequence[float] | None = 
     shape = flat if channels == 1 else (*flat, channels)
     spaces = [*(spacing or ()), 1.0, 1.0, 1.0][:3]
     affine = np.diag([*spaces, 1.0])
+    if orientation and len(orientation) == 3 and set(orientation) <= set("RLAPSI"):
+        affine[:3, :3] = 0
+        for axis, (world, sign) in enumerate(orientations.axcodes2ornt(tuple(orientation))):
+            affine[int(world), axis] = sign * spaces[axis]
     header = nib.Nifti1Image(np.zeros(shape, np.float32), affine).header
     image = torch.zeros((channels, *size))
     return Scan(image, "nifti", "float32", Path("blank.nii.gz"), header=header, affine=affine, shape=shape)

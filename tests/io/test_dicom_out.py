@@ -138,7 +138,7 @@ def test_an_independent_reader_sees_the_same_volume(tmp_path, affine):
         assert np.allclose(np.array(lps) * (-1, -1, 1), (affine @ (*index, 1))[:3], atol=1e-3)
 
 
-@pytest.mark.parametrize("modality", ["CR", "DX", "OT", "US", None])
+@pytest.mark.parametrize("modality", ["CR", "DX", "OT", "US", "MR", None])
 def test_a_film_is_valid_and_comes_back(tmp_path, modality):
     pixels = RNG.integers(0, 4096, (20, 24))
     (file,) = dicom_out.write_series(tmp_path / "a.dcm", pixels, record=RECORD, modality=modality)

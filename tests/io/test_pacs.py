@@ -1,5 +1,6 @@
 """What is sent to a real archive is there, and comes back pixel for pixel, with its tags."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,9 @@ from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt, sop_class
 from pynetdicom.presentation import build_role
+from typer.main import get_command
 
+from monai_diffaug.cli import app
 from monai_diffaug.io import dicom_out, dicom_seg, pacs
 from monai_diffaug.types import DiffAugError
 
@@ -240,3 +243,17 @@ def test_an_archive_that_stops_midway(tmp_path, made):
     with running(tmp_path, dicom=port, http=http) as again:
         outcome = pacs.send(made.folder, again.node)
         assert (outcome.now, outcome.before) == (5, 2)
+
+
+def test_the_commands(empty, made, capsys):
+    """Sent, told how it was made, and one line where there is no archive."""
+    run = get_command(app).main
+    assert run(["send", str(made.folder), "--to", empty.web, "--json"], standalone_mode=False) in (0, None)
+    assert json.loads(capsys.readouterr().out) == {"sent": 7, "before": 0, "to": empty.web}
+    assert run(["made", str(made.files[0]), "--json"], standalone_mode=False) in (0, None)
+    (facts,) = json.loads(capsys.readouterr().out).values()
+    assert (facts["synthetic"], facts["method"], facts["seed"]) == (True, "sdedit", 7)
+    assert run(["send", str(made.folder), "--to", f"ANY@127.0.0.1:{free_port()}"], standalone_mode=False) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(said) == 1
+    assert "does not answer" in said[0]
