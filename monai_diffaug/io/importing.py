@@ -25,9 +25,10 @@ from .problems import UNREACHABLE, BadInput, Problem
 from .splits import PARTS, REST, SECTIONS, Split
 from .work import Result, Rules, Work
 
-__all__ = ["Found", "Imported", "run"]
+__all__ = ["Found", "Imported", "import_all"]
 
 LIST, REPORT = "datalist.json", "import.json"
+FOLDERS = ("images", "masks", "dicom")
 MANY = 300  # files, from which on several processes are worth their start
 Progress = Callable[[int, int, str], None]
 Say = Callable[[Problem], None]
@@ -64,7 +65,7 @@ class Imported:
     report: Mapping[str, Any]
 
 
-def run(
+def import_all(
     found: Found,
     rules: Rules,
     split: Split,
@@ -242,9 +243,9 @@ def _forget(out: Path, names: Iterable[str]) -> None:
     kept: set[Path] = set()
     for record in (out / "records").glob("*.json"):
         for entry in json.loads(record.read_text(encoding="utf-8"))["entries"]:
-            paths = [entry["image"], entry.get("label"), entry.get("mask"), *entry.get("dicom", ())]
-            kept |= {out / p for p in paths if isinstance(p, str)}
-    for folder in ("images", "masks", "dicom"):
+            paths = [*entry.values(), *entry.get("dicom", ())]
+            kept |= {out / p for p in paths if isinstance(p, str) and p.startswith(FOLDERS)}
+    for folder in FOLDERS:
         for path in (out / folder).rglob("*") if (out / folder).is_dir() else ():
             if path.is_file() and path not in kept:
                 path.unlink()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..types import DiffAugError
 from .deidentify import DATES, Policy
-from .importing import Found, Imported, Progress, Say, run
+from .importing import Found, Imported, Progress, Say, import_all
 from .pseudonyms import open_secret
 from .splits import parse
 from .work import Rules
@@ -63,7 +63,7 @@ def intake(
         say: called with every problem.
 
     Raises:
-        DiffAugError: see :func:`monai_diffaug.io.importing.run`.
+        DiffAugError: see :func:`monai_diffaug.io.importing.import_all`.
     """
     if dates not in DATES:
         raise DiffAugError(f"--dates {dates} is not known: give {' or '.join(DATES)}")
@@ -104,7 +104,7 @@ def intake(
     }
     found = _found(source, folder, web, modality, patients, patient_pattern, progress)
     found.divided = not split  # what the user asks for comes before what the source says
-    return run(
+    return import_all(
         found,
         rules,
         divide,
