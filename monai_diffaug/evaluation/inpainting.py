@@ -46,7 +46,7 @@ def segmenter(items: Sequence[Mapping[str, Any]], folder: str | Path, steps: int
         spatial_dims=2, out_channels=1, features=(16, 16, 32, 64, 96, 16), norm=("group", {"num_groups": 8})
     )
     settings = Settings(steps=steps, batch=16, lr=2e-3, ema=0.99, seed=seed)
-    average, loss = averaged(module, settings.ema), DiceCELoss(sigmoid=True)
+    average, loss = averaged(module, settings.ema), DiceCELoss(sigmoid=True, batch=True)
     optimizer = torch.optim.AdamW(module.parameters(), settings.lr)
     state = {"module": module, "average": average, "optimizer": optimizer}
     run = Resumable(Path(folder), "segmenter", settings, state)

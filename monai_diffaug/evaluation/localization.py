@@ -19,15 +19,15 @@ from ..metrics import lesions
 from ..metrics.lesions import Counts, Interval
 from ..types import Backbone, DiffAugError, NoiseSource
 
-__all__ = ["Maps", "by_intensity", "by_method", "by_reconstruction", "compare", "report", "table"]
+__all__ = ["Maps", "by_intensity", "by_method", "by_reconstruction", "compare", "picture", "report", "table"]
 
 Maps = Callable[[Tensor], Tensor]
 """Images (N, C, *S) -> lesion maps (N, 1, *S)."""
 
 
 def by_intensity(voxels: int = 9) -> Maps:
-    """The images themselves: lesions are bright on FLAIR. What every method must beat."""
-    return lambda images: lesions.smoothed(images.mean(1, keepdim=True), voxels)
+    """The images themselves, from 0 to 1: lesions are bright on FLAIR. What every method must beat."""
+    return lambda images: lesions.smoothed((images.mean(1, keepdim=True) + 1) / 2, voxels)
 
 
 def by_reconstruction(backbone: Backbone, sign: int = 0, voxels: int = 9) -> Maps:
@@ -162,3 +162,57 @@ def report(rows: Mapping[str, Mapping[str, Any]], folder: str | Path) -> Path:
     (place / "localization.md").write_text(table(rows) + "\n")
     print(table(rows))
     return place / "localization.md"
+
+
+def picture(
+    backbone: Backbone,
+    items: Sequence[Mapping[str, Any]],
+    methods: Mapping[str, Mapping[str, Any]],
+    thresholds: Mapping[str, float],
+    path: str | Path,
+    *,
+    rows: int = 8,
+    sign: int = 1,
+    voxels: int = 9,
+) -> Path:
+    """A contact sheet: every method's counterfactual and map, for the slice of each patient with the largest lesion.
+
+    Args:
+        backbone: for the methods.
+        items: as for :func:`compare`.
+        methods: name -> settings.
+        thresholds: name -> where its map is outlined.
+        path: of the PNG.
+        rows: slices, each of another patient; a quarter of them healthy.
+        sign: see :func:`monai_diffaug.metrics.lesions.change_map`.
+        voxels: likewise.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    largest = sorted(items, key=lambda item: -float(torch.as_tensor(item["mask"]).sum()))
+    largest = list({item["patient"]: item for item in reversed(largest) if item["target"] == 1}.values())
+    sick, well = _stacked(largest, True, 1), _stacked(items, False, 1)
+    spare = rows // 4
+    images, masks = (torch.cat([a[: rows - spare], b[-spare:]]) for a, b in zip(sick[:2], well[:2], strict=True))
+    columns: list[tuple[str, Tensor, str, float, Tensor | None, float]] = [("real", images, "gray", 1.0, masks, 0.5)]
+    for name, settings in methods.items():
+        with torch.no_grad():
+            after = registry.call(name, backbone, images, generator=NoiseSource(range(len(images))), **settings).image
+        heat = lesions.change_map(_reconstructed(backbone, images), after, sign, voxels)
+        columns += [(name.replace("_", " "), after, "gray", 1.0, None, 0.5)]
+        columns += [("what had to change", heat, "inferno", 3 * thresholds[name], heat, thresholds[name])]
+    figure = Figure(figsize=(1.7 * len(columns), 1.6 * len(images) + 0.3))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(images), len(columns), squeeze=False)
+    for j, (title, shown, colors, top, outlined, at) in enumerate(columns):
+        axes[0][j].set_title(title, fontsize=8)
+        for i in range(len(images)):
+            axes[i][j].imshow(shown[i, 0].numpy(), cmap=colors, vmin=-1 if colors == "gray" else 0, vmax=top)
+            if outlined is not None and bool((outlined[i] >= at).any()):
+                axes[i][j].contour(outlined[i, 0].numpy(), [at], colors="#39d353", linewidths=0.8)
+            axes[i][j].set_axis_off()
+    figure.tight_layout(pad=0.2)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    return Path(path)
