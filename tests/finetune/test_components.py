@@ -44,6 +44,7 @@ def test_a_study_of_two_brightnesses(tmp_path):
         images=8,
         seeds=(1,),
         sampling_steps=8,
+        prior=4,
         known="head ct",
     )
     for label in ("dark", "bright"):
