@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -145,6 +146,14 @@ def recognized(verifier: Verifier, images: Tensor, neighbors: int = 5) -> np.nda
     return np.array([m.probability >= verifier.threshold for m in verifier.nearest(images, neighbors)])
 
 
+def _slope(same: np.ndarray, other: np.ndarray) -> float:
+    """Factor of logits under which they are the log odds of a balanced mixture, by logistic regression."""
+    x, y = np.concatenate([same, other])[:, None], np.repeat([1, 0], [len(same), len(other)])
+    spread = float(x.std()) or 1.0
+    fitted = LogisticRegression(class_weight="balanced").fit(x / spread, y)
+    return float(max(fitted.coef_[0, 0] / spread, 1e-3))
+
+
 def calibrated(
     verifier: Verifier,
     train: Patients,
@@ -156,10 +165,11 @@ def calibrated(
 ) -> Verifier:
     """Draw the line on validation patients, measure on test patients, and remember the training images.
 
-    The comparison is shifted so that the line lies at a probability of one half: a network trained on as many pairs of
-    one patient as of two thinks one patient far likelier than it is among thousands. The line is where ``rate`` of the
-    changed views of validation images are known again; where two visits of a patient would have to be (``visits_line``,
-    in the same units), is among the figures, with what it would cost.
+    Logits are shifted so that the line lies at a probability of one half, and scaled so that they fit (Platt 1999)
+    views of validation images on one side and the nearest remembered images of other patients on the other: a network
+    trained on as many pairs of one patient as of two thinks one far likelier than it is among thousands. The line is
+    where ``rate`` of the changed views of validation images are known again; where two visits of a patient would have
+    to be (``visits_line``, in the same units), is among the figures, with what it would cost.
 
     Args:
         verifier: as trained.
@@ -174,8 +184,9 @@ def calibrated(
     net: Any = verifier.module
     views = pairs_of_views(verifier, validation, view)
     line = float(np.quantile(views.logits[views.same], 1 - rate))
-    with torch.no_grad():
-        net.compare.bias -= line
+    made = verifier.remembering(train.images, train.ids)
+    others = np.array([m.logit for m in made.nearest(validation.images)])
+    net.calibrate(line, _slope(views.logits[views.same] - line, others - line))
     made = Verifier(net, 0.5, None, None, verifier.config).remembering(train.images, train.ids)
     visits, seen = pairs_of_visits(made, test.several()), pairs_of_views(made, test, view, seed=1)
     own, own_interval, own_count = auroc(visits), interval(visits), visits.count()

@@ -74,6 +74,13 @@ class SiameseNet(nn.Module):
         off = torch.cat([(a[..., n:] - b[..., n:]).abs(), 1 - cosine], -1)
         return self.compare.bias[0] - (off * F.softplus(self.compare.weight[0])).sum(-1)
 
+    def calibrate(self, line: float, slope: float) -> None:
+        """Make of every logit ``slope * (logit - line)``."""
+        with torch.no_grad():
+            self.compare.bias.copy_(slope * (self.compare.bias - line))
+            steep = slope * F.softplus(self.compare.weight)
+            self.compare.weight.copy_(steep + torch.log(-torch.expm1(-steep)))  # whose softplus is ``steep``
+
     def forward(self, pairs: Tensor) -> Tensor:
         """Logit (B, 1) that the two images in the channels of (B, 2C, *S) show one patient."""
         a, b = pairs.chunk(2, 1)
@@ -110,12 +117,13 @@ class Match:
     """Where an image lies among those remembered.
 
     ``probability`` that it shows the patient of one of the nearest, the largest over these; ``nearest`` is the id of
-    that one and ``distance`` the cosine distance to it.
+    that one, ``distance`` the cosine distance to it, and ``logit`` that of the probability.
     """
 
     nearest: str
     distance: float
     probability: float
+    logit: float
 
 
 class Verifier:
@@ -176,10 +184,12 @@ class Verifier:
         for seen in self.seen(images):
             cosine = kept[:, : net.length] @ seen[: net.length]
             near = cosine.topk(min(k, len(kept))).indices
-            p = self.probability(seen, kept[near])
-            best = int(p.argmax())
+            with torch.no_grad():
+                logits = net.same(seen, kept[near])
+            best = int(logits.argmax())
             which = int(near[best])
-            found.append(Match(self.index.ids[which], 1 - float(cosine[which]), float(p[best])))
+            p = float(logits[best].sigmoid())
+            found.append(Match(self.index.ids[which], 1 - float(cosine[which]), p, float(logits[best])))
         return found
 
     def withheld(self) -> str:

@@ -1,5 +1,6 @@
 """The siamese verifier: what it compares, what it remembers, when it may vouch, and how it is stored."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,14 @@ def test_nothing_is_more_like_an_image_than_itself(net):
     assert torch.equal(logits.argmax(1), torch.arange(6))
     assert torch.allclose(logits, logits.T, atol=1e-5)
     assert torch.allclose(logits.diagonal(), net.compare.bias.expand(6), atol=1e-3)
+
+
+def test_calibration_scales_and_shifts_every_logit(net):
+    other = copy.deepcopy(net)
+    seen = net.seen(noise(5))
+    before = net.same(seen[:, None], seen[None])
+    other.calibrate(1.5, 20.0)
+    assert torch.allclose(other.same(seen[:, None], seen[None]), 20 * (before - 1.5), rtol=1e-3, atol=1e-2)
 
 
 def test_brightness_and_contrast_do_not_matter(net):

@@ -44,7 +44,7 @@ def test_the_log_names_the_nearest_training_image_and_what_was_rejected(heads):
     sample = made(heads)
     points = heads.network.module.points.float()
     for image, entry in zip(sample.image, sample.info["audit"], strict=True):
-        assert set(entry) == {"nearest", "distance", "probability", "threshold", "rejected"}
+        assert set(entry) == {"nearest", "distance", "probability", "logit", "threshold", "rejected"}
         distances = [1 - float(a @ b) for a in [_unit(image.clamp(-1, 1))] for b in map(_unit, points[:6])]
         assert entry["nearest"] == f"film {min(range(6), key=distances.__getitem__)}"
         assert entry["distance"] == pytest.approx(min(distances), abs=1e-4)

@@ -1,5 +1,10 @@
 """Training a verifier: views that stand in for visits, pairs, and one process or two."""
 
+import json
+import subprocess
+import sys
+
+import pytest
 import torch
 
 from monai_diffaug.backbones.verifier import SiameseNet
@@ -81,3 +86,41 @@ def test_it_learns_to_tell_patients_apart():
     stage.finish()
     assert row["found"] == 1.0
     assert margin() > 0 > before, "every patient's other film is told from all other patients'"
+
+
+SCRIPT = """
+import json, sys, torch
+from monai_diffaug.backbones.verifier import SiameseNet
+from monai_diffaug.primitives.runs import Draws, Settings
+from monai_diffaug.primitives.verification import VerifierStage
+rank, world, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if world > 1:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+torch.manual_seed(0)
+net = SiameseNet((16, 16), widths=(8, 16), embedding=8, features=8)
+stage = VerifierStage(net, Settings(4, 8 // world, lr=1e-2, warmup=1, ema=0.9, precision=torch.float32))
+g = torch.Generator().manual_seed(0)
+losses = []
+for step in range(4):
+    image, partner = torch.rand(2, 8, 1, 16, 16, generator=g) * 2 - 1
+    batch = {"image": image[rank::world], "partner": partner[rank::world], "patient": torch.arange(8)[rank::world]}
+    losses.append(stage.step(batch, step, Draws.of(0, step, rank, world))["loss"])
+weights = float(sum(p.double().abs().sum() for p in net.parameters()))
+print(json.dumps([losses, weights]))
+"""
+
+
+def test_two_processes_take_the_steps_that_one_takes(tmp_path):
+    def run(rank, world):
+        command = [sys.executable, "-c", SCRIPT, str(rank), str(world), str(tmp_path / "store")]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    found = []
+    for process in (run(0, 1), run(0, 2), run(1, 2)):
+        out, error = process.communicate(timeout=240)
+        assert process.returncode == 0, error
+        found.append(json.loads(out))
+    (losses, weights), *shared = found
+    for other, theirs in shared:
+        assert other == pytest.approx(losses, rel=1e-3)
+        assert theirs == pytest.approx(weights, rel=1e-4)
