@@ -189,9 +189,10 @@ def read(
     items, patients, parts, notes = parted(gathered(source, base))
     told, backbone = _told(items, backbone, notes, grow)
     contract = backbone.contract
+    gray = hasattr(backbone.conditioner, "token_embedding")  # text models in color take films in gray
     pictures, masks, masked = [], [], []
     for item in items:
-        picture, mask = _fitted(item, contract, "mask" in told)
+        picture, mask = _fitted(item, contract, "mask" in told, gray)
         pictures.append(picture)
         masked.append(mask is not None)
         masks.append(torch.zeros(1, *contract.size) if mask is None else mask)
@@ -208,10 +209,11 @@ def read(
     return replace(cases, notes=tuple(notes)), backbone
 
 
-def _fitted(item: Item, contract: Contract, with_mask: bool) -> tuple[Tensor, Tensor | None]:
+def _fitted(item: Item, contract: Contract, with_mask: bool, gray: bool) -> tuple[Tensor, Tensor | None]:
     scan = files.read(item.image, dims=contract.spatial_dims, orientation=contract.orientation)
+    image = scan.image.expand(contract.channels, *scan.image.shape[1:]) if gray and len(scan.image) == 1 else scan.image
     try:
-        fitted = fit(scan.image, contract)
+        fitted = fit(image, contract)
         if not with_mask or item.mask is None:
             return fitted.tensor, None
         given = files.read(item.mask, dims=contract.spatial_dims, orientation=contract.orientation, mask=True)

@@ -102,8 +102,9 @@ class Measure:
         return {"held_out": round(self.held_out, 5), "kid": score, "agreement": self.agreement, "n": len(self.images)}
 
 
-def loss_of(backbone: Backbone, cases: Cases, draws: int = 4) -> float:
-    """The mean training loss of the cases under noise that is always the same."""
+def loss_of(backbone: Backbone, cases: Cases, most: int = 256) -> float:
+    """The mean training loss of the cases under noise that is always the same, over about ``most`` noisy latents."""
+    draws = max(1, most // len(cases))
     told = told_of(backbone, cases, drop=False)
     network: Any = backbone.network
     stage = NetworkStage(

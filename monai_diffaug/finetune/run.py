@@ -210,7 +210,8 @@ class Run:
 
     def _trained(self, taught: Trainee) -> tuple[FinetuneStage, privacy.Budget | None]:
         """Walk the stage; afterwards the trainee holds what is kept."""
-        settings, model = self.ask.training(taught.backbone.contract), taught.backbone
+        model = taught.backbone
+        settings = self.ask.training(model.contract, hasattr(model.network.module, "save_pretrained"))
         latents = encoded(model, self.train.images)
         rows = batches_of(self.train, latents, 1)
         shared: dict[str, Any] = {
@@ -238,6 +239,7 @@ class Run:
             f"private: epsilon {terms.epsilon:.3g} at delta {terms.delta:.2g} for each of {patients} training patients "
             f"(noise {terms.noise:.3g}, {terms.steps} steps, rate {terms.rate:.3g})"
         )
+        shared |= {"neighbors": None, "drawer": None}  # no check decides anything
         private = privacy.PrivateStage(
             taught,
             settings,

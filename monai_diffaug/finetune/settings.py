@@ -20,6 +20,7 @@ __all__ = ["Ask", "Say"]
 Say = Callable[[str], None]
 AUTOENCODER = ("auto", "keep", "train")
 STEPS = {"full": 1200, "lora": 1200, "private": 300}
+PIPELINE = 5e-5
 RATES = {"full": 2e-4, "lora": 1e-3, "private": 1e-3}
 
 
@@ -83,14 +84,14 @@ class Ask:
         if self.mode == "lora" and self.rank < 1:
             raise DiffAugError("rank is 0: give at least 1, or use --mode full")
 
-    def training(self, contract: Contract) -> Settings:
-        """Length, batch and rates of the network's stage."""
+    def training(self, contract: Contract, pipeline: bool = False) -> Settings:
+        """Length, batch and rates of the network's stage; a ``pipeline`` of diffusers is trained at RoentGen's rate."""
         steps = self.steps or STEPS[self.mode]
         private = self.mode == "private"
         return Settings(
             steps=steps,
             batch=1 if private else self.images_at_once(contract),
-            lr=self.rate or RATES[self.mode],
+            lr=self.rate or (PIPELINE if pipeline and self.mode == "full" else RATES[self.mode]),
             warmup=min(100, steps // 10),
             ema=min(0.999, max(0.9, 1 - 20 / steps)),
             seed=self.seed,

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..backbones import hub
@@ -82,7 +83,9 @@ def write_bundle(made: Made, folder: Path) -> Path:
             for name, config in configs(made).items():
                 text = json.dumps(config, indent=4) + "\n"
                 (place / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
-            hub.save(made.backbone, place / "models", ending=".pt")
+            # Of half-precision files transformers makes half-precision networks and diffusers does not.
+            pipeline = hasattr(made.backbone.network.module, "save_pretrained")
+            hub.save(made.backbone, place / "models", torch.float32 if pipeline else torch.float16, ending=".pt")
             if made.adapter is not None:
                 concepts.save(made.adapter, place / "adapter.safetensors")
             (place / "LICENSE").write_text(license_text(made), encoding="utf-8")

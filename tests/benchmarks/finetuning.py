@@ -80,7 +80,9 @@ def main() -> None:
         print(json.dumps(one(asked.backbone, asked.mode, asked.batch, asked.steps)))
         return
     print(
-        "| mode | numbers trained | peak beyond the loaded backbone, MB | CPU seconds a step |\n| --- | --- | --- | --- |"
+        "| mode | numbers trained | peak beyond the loaded backbone, MB | CPU seconds a step |",
+        "| --- | --- | --- | --- |",
+        sep="\n",
     )
     for mode in ("full", "lora 8", "private 8", "private 0"):
         words = [sys.executable, __file__, asked.backbone, "--batch", str(asked.batch), "--steps", str(asked.steps)]

@@ -179,6 +179,21 @@ def test_a_decoder_is_trained_when_asked_and_the_encoder_is_not(place):
     assert not torch.allclose(new.decode(old.encode(x)), old.decode(old.encode(x)), atol=1e-2)
 
 
+def test_a_stable_diffusion_folder_becomes_a_bundle_and_its_models_a_pipeline(tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    from .stable_diffusion import stable_diffusion
+
+    (tmp_path / "sd").mkdir()
+    data = blobs.images(tmp_path, n=24, each=2, classes=False, prompt="film, left dark")
+    outcome = finetune(stable_diffusion(tmp_path / "sd"), data, tmp_path / "ours", Ask(**{**SHORT, "steps": 4}))
+    assert outcome.figures["new"]["after"]["held_out"] > 0
+    assert hub.load(tmp_path / "ours").contract.channels == 3
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "ours/models")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("film", num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
+
+
 SCRIPT = """
 import sys
 from monai_diffaug.finetune import Ask, finetune
