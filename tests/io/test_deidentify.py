@@ -55,6 +55,7 @@ def hidden():
     data.RequestAttributesSequence = Sequence([request])
     source = Dataset()
     source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
+    source.AcquisitionDate = "20190305"
     data.SourceImageSequence = Sequence([source])
     data.Manufacturer = "Featherstone & Sons"  # no table lists it
     data.ProtocolName = "t2 HOSP-4711-88"
