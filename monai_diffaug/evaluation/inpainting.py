@@ -147,7 +147,7 @@ def measure(
     *,
     each: int = 3,
     seeds: Sequence[int] = (0, 1),
-    dilation: int = 3,
+    dilation: int = 4,
     draws: int = 1000,
     **settings: Any,
 ) -> dict[str, Any]:

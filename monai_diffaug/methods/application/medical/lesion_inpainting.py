@@ -37,7 +37,7 @@ def lesion_inpainting(
     erase: Tensor | None = None,
     strength: float = 1.0,
     scale: float = 2.0,
-    dilation: int = 3,
+    dilation: int = 4,
     steps: int = 25,
     solver: str = "ddim",
     generator: NoiseSource,
@@ -52,7 +52,8 @@ def lesion_inpainting(
         erase: (B, 1, *S), a second region, to be made lesion-free in the same run.
         strength: 1 fills from pure noise, 0 leaves the image as it is (up to the autoencoder).
         scale: classifier-free guidance weight of the classes; 1 is none.
-        dilation: voxels by which the hole is larger than the regions; 0 leaves a hard seam.
+        dilation: voxels by which the hole is larger than the regions; in them the result is blended with
+            the image, below 2 there is a hard seam.
         steps: of a full chain.
         solver: a plan of ``primitives.plans``.
         generator: one seed per image.
@@ -79,7 +80,8 @@ def lesion_inpainting(
     if plan:
         first, noise = plan[0].level, generator.normal(z)
         z = sample(denoise, first.alpha * (strength < 1) * z + first.sigma * noise, plan, noise=generator)
-    rim = masks.soften(masks.grow(maps.amax(1, keepdim=True), max(dilation - 1, 0)), 1) if dilation else hole
+    width = dilation // 2  # of the blend, which begins where the regions end and ends where the hole does
+    rim = masks.soften(masks.grow(maps.amax(1, keepdim=True), dilation - width), width)
     lesion = maps[:, 1:].amax(1, keepdim=True)
     return Sample(masks.blend(backbone.decode(z), image, rim), label=words, mask=lesion, prompt=prompt)
 
