@@ -271,6 +271,12 @@ class MonaiAutoencoder:
         """Image (B, C, *S); a VQVAE first moves the latent to its codebook."""
         return self._net.decode_stage_2_outputs(latent / self.scale)
 
+    def within(self, budget: int, exact: bool = False) -> Any:
+        """The same, decoding within ``budget`` bytes; see :class:`.budget.Within`."""
+        from monai_diffaug.backbones.budget import Within
+
+        return Within(self, budget, exact)
+
 
 class IdentityAutoencoder:
     """For models that work on pixels: the latent is the image."""
@@ -287,6 +293,10 @@ class IdentityAutoencoder:
     def decode(self, latent: Tensor) -> Tensor:
         """The latent."""
         return latent
+
+    def within(self, budget: int, exact: bool = False) -> IdentityAutoencoder:
+        """Itself: there is nothing to decode."""
+        return self
 
 
 _RENAMES = (

@@ -63,7 +63,7 @@ def conditioner_from_config(config: Mapping[str, Any], contract: Contract, folde
         mask = bool(config.get("mask", kind == "class_mask"))
         return ClassConditioner(labels, mask, contract.latent_size)
     if kind == "vector":
-        taken = {k: config[k] for k in ("size", "names", "ranges", "null", "concat") if k in config}
+        taken = {k: config[k] for k in ("size", "names", "ranges", "null", "concat", "units") if k in config}
         return VectorConditioner(**taken, latent_size=contract.latent_size)
     if kind == "image":
         return ImageConditioner(contract.latent_size, contract.channels, contract.factor)

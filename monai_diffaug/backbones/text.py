@@ -158,6 +158,8 @@ class VectorConditioner:
         size: D.
         names: what the numbers are.
         ranges: trained (low, high) of each number; a number outside is refused.
+        units: (low, high) of each number in the user's units (years, say), which go onto ``ranges`` and are what is
+            asked for; without them the numbers are given as the network sees them.
         null: what stands for "not told"; zeros unless the network was trained with something else. A number that is
             NaN is not told, whatever the others are.
         concat: whether the numbers also go in as constant input channels.
@@ -174,11 +176,15 @@ class VectorConditioner:
         null: Sequence[float] | None = None,
         concat: bool = False,
         latent_size: Sequence[int] = (),
+        units: Sequence[Sequence[float]] = (),
     ):
         self.module: nn.Module = nn.Module()
         self.size, self.concat, self.latent_size = size, concat, tuple(latent_size)
         self.names = tuple(names) or tuple(str(i) for i in range(size))
         self.ranges = tuple((float(a), float(b)) for a, b in ranges)
+        self.units = tuple((float(a), float(b)) for a, b in units)
+        if self.units and len(self.units) != len(self.ranges):
+            raise DiffAugError(f"{len(self.units)} units were given for {len(self.ranges)} ranges: give one for each")
         self.null = torch.zeros(size) if null is None else torch.tensor(null, dtype=torch.float32)
         self.config: dict[str, Any] = {
             "kind": "vector",
@@ -187,6 +193,7 @@ class VectorConditioner:
             "ranges": [list(r) for r in self.ranges],
             "null": self.null.tolist(),
             "concat": concat,
+            **({"units": [list(u) for u in self.units]} if self.units else {}),
         }
 
     def __call__(self, batch: int, *, vector: Tensor | None = None, **_: Any) -> Condition:
@@ -198,9 +205,12 @@ class VectorConditioner:
                 f"the vector has shape {tuple(rows.shape)}: give ({batch}, {self.size}) of {', '.join(self.names)}"
             )
         if vector is not None:
-            for i, (low, high) in enumerate(self.ranges):
+            for i, (low, high) in enumerate(self.units or self.ranges):
                 if bool(((rows[:, i] < low) | (rows[:, i] > high)).any()):
                     raise DiffAugError(f"{self.names[i]} lies outside its trained range: give {low:g} to {high:g}")
+            if self.units:
+                (a, b), (low, high) = (torch.tensor(x).T for x in (self.units, self.ranges))
+                rows = low + (rows - a) * ((high - low) / (b - a))
             rows = torch.where(rows.isnan(), self.null.to(rows), rows)
         rows = rows.expand(batch, -1)
         channels = None

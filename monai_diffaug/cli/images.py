@@ -42,6 +42,9 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
 Precision = Annotated[str | None, typer.Option(help="float32 (default), bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="Such as cuda; the processor unless given.")]
 Batch = Annotated[int | None, typer.Option("--batch-size", help="Images at once; chosen by their size unless given.")]
+Memory = Annotated[
+    float | None, typer.Option(help="GB for decoding: in slabs or tiles if need be, see `diffaug plan`.")
+]
 Sheet = Annotated[bool, typer.Option("--sheet/--no-sheet", help="Draw overview.png.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -59,6 +62,7 @@ def edit_image(
     seed: Seed = 0,
     precision: Precision = None,
     device: Device = None,
+    memory: Memory = None,
     sheet: Sheet = True,
     json: JSON = False,
 ) -> None:
@@ -76,7 +80,7 @@ def edit_image(
         image,
         out,
         method,
-        backbone,
+        _within(backbone, memory, precision, device),
         parameters=parameters_of(param),
         mask=mask,
         kind=kind,
@@ -113,6 +117,7 @@ def expand_images(
     precision: Precision = None,
     device: Device = None,
     batch_size: Batch = None,
+    memory: Memory = None,
     layout: Annotated[
         str, typer.Option("--format", help="Real and synthetic together as nnunet (nnunet:12) or bids, too.")
     ] = "datalist",
@@ -137,7 +142,7 @@ def expand_images(
             source,
             out,
             methods_of(method),
-            backbone,
+            _within(backbone, memory, precision, device),
             parameters=parameters_of(param),
             copies=copies,
             seed=seed,
@@ -177,6 +182,7 @@ def generate_images(
     precision: Precision = None,
     device: Device = None,
     batch_size: Batch = None,
+    memory: Memory = None,
     sheet: Sheet = True,
     json: JSON = False,
 ) -> None:
@@ -191,7 +197,7 @@ def generate_images(
 
     with _progress(json) as (advance, say):
         outcome = generate(
-            backbone,
+            _within(backbone, memory, precision, device),
             out,
             prompt or (),
             count=count,
@@ -212,6 +218,15 @@ def generate_images(
 
 
 # ------------------------------------------------------------------------------------------------- what was typed
+
+
+def _within(backbone: str, memory: float | None, precision: str | None, device: str | None) -> Any:
+    """The backbone's name, or the backbone itself where it is told a memory to decode in."""
+    if memory is None:
+        return backbone
+    from monai_diffaug.backbones import hub
+
+    return hub.load(backbone, precision=precision, device=device).with_memory(memory)
 
 
 def parameters_of(pairs: list[str] | None) -> dict[str, Any]:

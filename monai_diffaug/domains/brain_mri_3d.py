@@ -8,6 +8,7 @@ patients. What is learned from it is under CC BY-NC-SA 4.0: not for commercial u
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from monai.data import Dataset
+from monai.networks.nets.segresnet import SegResNet
+from monai.networks.utils import pixelshuffle, pixelunshuffle
+from torch import Tensor, nn
 
-from ..backbones.monai_unet import MonaiAutoencoder
+from ..backbones.monai_unet import MonaiAutoencoder, MonaiUNet
+from ..backbones.schedules import schedule_from_config
 from ..backbones.text import VectorConditioner
 from ..io import images as files
 from ..primitives.fitting import fit
-from ..primitives.training import Settings
-from ..types import Backbone, Condition, Contract, DiffAugError
+from ..primitives.runs import Draws
+from ..primitives.segmentation import SegmentationStage
+from ..primitives.stages import AutoencoderStage, Batch, plain
+from ..primitives.training import Settings, walk
+from ..types import Backbone, Condition, Contract, DiffAugError, Schedule
 from . import part_of
 from .recipe import Examples, Recipe, autoencoder_config
 from .recipe import train_autoencoder as first_stage
@@ -34,20 +42,23 @@ __all__ = [
     "NAMES",
     "RANGES",
     "RECIPE",
+    "Said",
     "Volumes",
     "conditioner",
+    "dataset",
     "examples",
     "items",
     "read",
     "train",
+    "trainable",
     "vector",
 ]
 
 NAMES = ("age", "sex", "lesion")
-"""What the network is told, each in [0, 1]; see :func:`vector`."""
-RANGES = ((0.0, 1.0),) * 3
-UNTOLD = -1.0  # stands for a number that is not known
-AGES = (20.0, 75.0)  # years, youngest and oldest of the data: 0 and 1
+"""What the network is told: years, 0 (female) or 1 (male), and :func:`lesion_volume`; see :func:`vector`."""
+RANGES = ((1.0, 4.0),) * 3  # that the network sees; 0 stands for what is not told
+AGES = (20.0, 75.0)  # years, youngest and oldest of the data
+UNITS = (AGES, (0.0, 1.0), (0.0, 1.0))
 SEXES = ("female", "male")  # 0 and 1; codes 1 and 2 of the data
 LARGEST = 0.04  # of the box around the head: a lesion that fills this much, or more, is 1
 
@@ -64,6 +75,7 @@ CONTRACT = Contract(
     crop="foreground",
     intensity=(0.5, 99.5),
     orientation="LPS",
+    spacing=(3.0, 3.0, 5.0),  # nominal, of a head of common size: the data has none
     license="CC BY-NC-SA 4.0 (non-commercial): the weights follow the masks that they were trained with",
     data="TCGA-LGG FLAIR volumes (TCIA, CC BY 3.0), lesion volumes from masks of Buda et al. 2019 (CC BY-NC-SA 4.0)",
     extra={"stretch": [2]},
@@ -89,8 +101,23 @@ RECIPE = Recipe(
         "with_conditioning": True,
         "cross_attention_dim": len(NAMES),
     },
-    network_settings=Settings(steps=2600, batch=6, lr=5e-4, ema=0.998),
+    network_settings=Settings(steps=8000, batch=6, lr=5e-4, ema=0.998),
 )
+
+
+class Outline(nn.Module):
+    """What measures the lesion, (B, 1, *S) -> logits (B, 1, *S): it sees real volumes only and shares nothing with the
+    generator. A SegResNet (Myronenko 2018) on blocks of 2 x 2 x 2 voxels, which run as channels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = SegResNet(3, 16, in_channels=8, out_channels=8, blocks_down=(1, 1, 2), blocks_up=(1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = pixelshuffle(self.net(pixelunshuffle(x, 3, 2)), 3, 2)
+        return logits
 
 
 @dataclass(frozen=True)
@@ -142,13 +169,18 @@ def vector(age: float | None = None, sex: str | None = None, lesion: float | Non
     for name, value, (low, high) in (("age", age, AGES), ("lesion", lesion, (0.0, 1.0))):
         if value is not None and not low <= float(value) <= high:
             raise DiffAugError(f"{name} {value:g} lies outside its trained range: give {low:g} to {high:g}")
-    years = math.nan if age is None else (float(age) - AGES[0]) / (AGES[1] - AGES[0])
     kind = float(SEXES.index(sex)) if sex else math.nan
-    return torch.tensor([years, kind, math.nan if lesion is None else float(lesion)])
+    numbers = (math.nan if age is None else float(age), kind, math.nan if lesion is None else float(lesion))
+    return torch.tensor(numbers)
+
+
+def numbers(age: float | None = None, sex: str | None = None, lesion: float | None = None) -> list[float | None]:
+    """The same as :func:`vector`, as JSON has it."""
+    return [None if math.isnan(v) else v for v in vector(age, sex, lesion).tolist()]
 
 
 def items(data: Path | str, part: str = "") -> list[dict[str, Any]]:
-    """Datalist items of ``<data>/brain_lgg_3d/dev``: ``image``, ``mask``, ``patient``, and ``age`` and ``sex`` if known.
+    """Datalist items of ``<data>/brain_lgg_3d/dev``: ``image``, ``mask``, ``patient``; ``age`` and ``sex`` if known.
 
     Args:
         data: the folder that holds ``brain_lgg_3d``.
@@ -173,6 +205,30 @@ def items(data: Path | str, part: str = "") -> list[dict[str, Any]]:
                 item["sex"] = SEXES[int(row["gender"]) - 1]
             found.append(item)
     return found
+
+
+def listed(datalist: Path | str, section: str = "training") -> list[dict[str, Any]]:
+    """Items of one's own MONAI datalist: ``image``, and ``mask`` or ``label``, ``age``, ``sex``, ``lesion`` if known.
+
+    Raises:
+        DiffAugError: it cannot be read, or the section is empty.
+    """
+    path = Path(datalist)
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DiffAugError(
+            f"{path} is no datalist: give MONAI's JSON, with a list {section!r}"
+        ) from None
+    found = said.get(section) if isinstance(said, dict) else None
+    if not found:
+        raise DiffAugError(f"{path} has nothing under {section!r}: list the volumes there")
+    items = []
+    for item in found:
+        mask = item.get("mask") or item.get("label")
+        more = {"mask": str(path.parent / mask)} if isinstance(mask, str) else {}
+        items.append({**item, "image": str(path.parent / item["image"]), **more})
+    return items
 
 
 def _known(item: Mapping[str, Any], mask: Tensor | None) -> Tensor:
@@ -252,21 +308,34 @@ def _moved(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[T
 
 def conditioner(contract: Contract = CONTRACT) -> VectorConditioner:
     """Age, sex and lesion volume, told twice: as a token and as constant input channels."""
-    return VectorConditioner(3, NAMES, RANGES, [UNTOLD] * 3, concat=True, latent_size=contract.latent_size)
+    return VectorConditioner(3, NAMES, RANGES, concat=True, latent_size=contract.latent_size, units=UNITS)
+
+
+class Said:
+    """What a stage tells the network of a batch, from its ``vector`` (B, 3); each number, and all of them, left out at
+    times, so that the network learns to do without.
+    """
+
+    def __init__(self, conditioner: VectorConditioner, one: float = 0.1, all_of_them: float = 0.1):
+        self.conditioner, self.one, self.all_of_them = conditioner, one, all_of_them
+
+    def __call__(self, batch: Batch, draws: Draws) -> Condition:
+        """The condition of a batch."""
+        rows = plain(batch["vector"]).clone()
+        n = len(rows)
+        silent = torch.stack([draws.uniform(n) < self.one for _ in NAMES], 1)
+        rows[silent | (draws.uniform(n) < self.all_of_them)[:, None]] = math.nan
+        return self.conditioner(n, vector=rows)
 
 
 class _Told:
-    """What is known of training volumes; each number, and all of them, left out at times."""
+    """The same, of training volumes by their positions."""
 
-    def __init__(self, told: VectorConditioner, vectors: Tensor, one: float = 0.1, all_of_them: float = 0.1):
-        self.told, self.vectors, self.one, self.all = told, vectors, one, all_of_them
+    def __init__(self, told: VectorConditioner, vectors: Tensor):
+        self.said, self.vectors = Said(told), vectors
 
     def __call__(self, index: Tensor, generator: torch.Generator) -> Condition:
-        rows = self.vectors[index].clone()
-        silent = torch.rand(rows.shape, generator=generator) < self.one
-        silent |= torch.rand(len(rows), 1, generator=generator) < self.all
-        rows[silent] = math.nan
-        return self.told(len(rows), vector=rows)
+        return self.said({"vector": self.vectors[index]}, Draws(generator))
 
 
 def examples(volumes: Volumes, told: VectorConditioner, copies: int = 3) -> Examples:
@@ -285,4 +354,76 @@ def train(data: Path, folder: Path, recipe: Recipe = RECIPE) -> Backbone:
     """The whole backbone: the autoencoder, then the network on latents of varied volumes."""
     volumes, told = read(items(data)), conditioner(recipe.contract)
     autoencoder = first_stage(recipe, examples(volumes, told, copies=1), folder)
+    mirrored, unseen = varied(volumes.part("train"), 1), volumes.part("validation").images
+    refine(autoencoder, mirrored, folder / "refined", held_out=unseen)
     return second_stage(recipe, autoencoder, told, examples(volumes, told), folder)
+
+
+def refine(
+    autoencoder: MonaiAutoencoder,
+    volumes: Volumes,
+    folder: Path,
+    settings: Settings | None = None,
+    held_out: Tensor | None = None,
+) -> dict[str, float]:
+    """Train the decoder on while the encoder stands still, so that latents stay what they are; by L1 and edges alone.
+
+    Returns:
+        the last losses and, with ``held_out`` images, their PSNR.
+    """
+    settings = settings or Settings(steps=1800, batch=2, lr=8e-4, ema=0.997, seed=2)
+    net: Any = autoencoder.module
+    stage = AutoencoderStage(net, nn.Linear(1, 1), settings, held_out=held_out, crop=32, adversarial=0.0, matching=0.0)
+    for part in (net.encoder, net.quant_conv_mu, net.quant_conv_log_sigma):
+        part.requires_grad_(False)
+    found = walk(stage, folder, lambda index: {"image": volumes.images[index]}, len(volumes))
+    net.eval().requires_grad_(False)
+    return found
+
+
+def _jittered(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mirrored, shifted, brighter or darker, blurred or noisy: what the lesion's outline does not depend on."""
+    flip, blur = (torch.rand(2, generator=generator) < 0.5).tolist()
+    shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
+    x, y = (t.flip(2) if flip else t for t in (x, y))
+    x, y = (t.roll(shift, dims=(2, 3)) for t in (x, y))
+    column = (len(x), 1, 1, 1, 1)
+    power = 2 ** (0.8 * torch.rand(column, generator=generator) - 0.4)
+    gain = 1 + 0.3 * (torch.rand(column, generator=generator) - 0.5)
+    bright = ((x + 1) / 2).clamp(min=0).pow(power) * gain
+    if blur:
+        share = torch.rand(column, generator=generator)
+        bright = torch.lerp(bright, F.avg_pool3d(bright, 3, 1, 1, count_include_pad=False), share)
+    bright = bright + 0.03 * torch.rand(column, generator=generator) * torch.randn(x.shape, generator=generator)
+    return (bright * 2 - 1).clamp(-1, 1), y
+
+
+def segmenter(volumes: Volumes, folder: Path, settings: Settings | None = None) -> Outline:
+    """Trained on training patients' real volumes and masks."""
+    settings = settings or Settings(steps=3000, batch=2, lr=2e-3, ema=0.99, weight_decay=0.01, seed=1)
+    torch.manual_seed(settings.seed)
+    module = Outline()
+    train, unseen = varied(volumes.part("train"), 3), volumes.part("validation")
+    held_out = [{"image": unseen.images, "mask": unseen.masks}]
+    stage = SegmentationStage(module, settings, augment=_jittered, held_out=held_out)
+    walk(stage, folder, lambda index: {"image": train.images[index], "mask": train.masks[index]}, len(train))
+    return module
+
+
+# ----------------------------------------------------------------------------------- what the bundle's configs name
+
+
+def schedule() -> Schedule:
+    """The noise that the network is trained with."""
+    return schedule_from_config(RECIPE.scheduler)
+
+
+def dataset(volumes: Volumes) -> Dataset:
+    """Volumes as items with ``image`` and ``vector``."""
+    return Dataset([{"image": x, "vector": v} for x, v in zip(volumes.images, volumes.vectors, strict=True)])
+
+
+def trainable(network: MonaiUNet) -> MonaiUNet:
+    """A loaded network, to be trained on."""
+    network.module.requires_grad_(True).train()
+    return network

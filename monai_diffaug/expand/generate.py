@@ -39,6 +39,7 @@ def plain(
     *,
     prompt: str | list[str] | None = None,
     mask: Tensor | None = None,
+    vector: Sequence[float] | None = None,
     scale: float = 3.0,
     steps: int = 20,
     solver: str = "dpmpp_2m",
@@ -50,6 +51,7 @@ def plain(
         backbone: the model.
         prompt: what the images show; ``None`` is the null condition.
         mask: (1 or B, 1, *S) of a lesion, for backbones that take one.
+        vector: numbers, for backbones that take them (age, sex, lesion volume); NaN or null for what is not said.
         scale: guidance weight.
         steps: of the chain.
         solver: a plan of ``primitives.plans``.
@@ -60,7 +62,8 @@ def plain(
     """
     n, contract = len(generator), backbone.contract
     plan = plans.make(backbone.schedule, steps, solver)
-    told = backbone.condition(n, prompt=prompt, mask=mask)
+    numbers = None if vector is None else torch.tensor([float("nan") if v is None else float(v) for v in vector])
+    told = backbone.condition(n, prompt=prompt, mask=mask, vector=numbers)
     denoise = guidance.classifier_free(backbone, told, scale if told.batch is not None else 1.0, batch=n)
     start = torch.empty(n, contract.latent_channels, *contract.latent_size, device=backbone.device)
     z = sample(denoise, plan[0].level.sigma * generator.normal(start), plan, noise=generator)
@@ -190,7 +193,7 @@ class _FromNothing(Loop):
 
     def _open(self, recipe: Recipe, tasks: Sequence[Task]) -> list[tuple[Task, Source]]:
         contract = self.model.contract
-        scan = images.blank(contract.channels, contract.size, contract.spacing)
+        scan = images.blank(contract.channels, contract.size, contract.spacing, contract.orientation)
         low, high = contract.value_range
         ends = (0.0, 255.0) if scan.kind == "png" else tuple(contract.extra.get("window", (0.0, 1.0)))
         fitted = Fitted(

@@ -164,3 +164,20 @@ class Backbone:
     def with_precision(self, precision: torch.dtype) -> Backbone:
         """The same parts, run in another precision."""
         return replace(self, precision=precision)
+
+    def with_memory(self, gigabytes: float, exact: bool = False) -> Backbone:
+        """The same parts; decoding keeps within a budget, in slabs or tiles where the whole does not fit.
+
+        Args:
+            gigabytes: for decoding, beside what is there already (1 GB is 2^30 bytes).
+            exact: refuse tiles, which only come close.
+
+        Raises:
+            DiffAugError: the budget is nothing, or the autoencoder cannot be decoded piece by piece.
+        """
+        if gigabytes <= 0:
+            raise DiffAugError(f"{gigabytes:g} GB is no memory to decode in: give more than 0")
+        within = getattr(self.autoencoder, "within", None)
+        if within is None:
+            raise DiffAugError(f"the autoencoder of {self.name!r} decodes only in one piece: leave the memory out")
+        return replace(self, autoencoder=within(int(gigabytes * 2**30), exact))
