@@ -5,6 +5,7 @@ Every figure is of patients that it was not trained on; the line is drawn on oth
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = [
     "pairs_of_views",
     "pairs_of_visits",
     "recognized",
+    "uncalibrated",
 ]
 
 View = Callable[[Tensor, Draws], Tensor]
@@ -146,6 +148,14 @@ def recognized(verifier: Verifier, images: Tensor, neighbors: int = 5) -> np.nda
     return np.array([m.probability >= verifier.threshold for m in verifier.nearest(images, neighbors)])
 
 
+def uncalibrated(verifier: Verifier) -> Any:
+    """A copy of the network with the logits that it was trained to give, from which training may go on."""
+    net: Any = copy.deepcopy(verifier.module)
+    line, slope = float(verifier.figures.get("line", 0.0)), float(verifier.figures.get("slope", 1.0))
+    net.calibrate(-line * slope, 1 / slope)
+    return net.requires_grad_(True)
+
+
 def _slope(same: np.ndarray, other: np.ndarray) -> float:
     """Factor of logits under which they are the log odds of a balanced mixture, by logistic regression."""
     x, y = np.concatenate([same, other])[:, None], np.repeat([1, 0], [len(same), len(other)])
@@ -186,7 +196,8 @@ def calibrated(
     line = float(np.quantile(views.logits[views.same], 1 - rate))
     made = verifier.remembering(train.images, train.ids)
     others = np.array([m.logit for m in made.nearest(validation.images)])
-    net.calibrate(line, _slope(views.logits[views.same] - line, others - line))
+    slope = _slope(views.logits[views.same] - line, others - line)
+    net.calibrate(line, slope)
     made = Verifier(net, 0.5, None, None, verifier.config).remembering(train.images, train.ids)
     visits, seen = pairs_of_visits(made, test.several()), pairs_of_views(made, test, view, seed=1)
     own, own_interval, own_count = auroc(visits), interval(visits), visits.count()
@@ -210,6 +221,8 @@ def calibrated(
         "visits_known": float((visits.logits[visits.same] >= 0).mean()),
         "unseen_rejected": float(np.mean(np.array(unseen) >= 0.5)),
         "true_match_rate": rate,
+        "line": line,
+        "slope": slope,
         "visits_line": visits_line,
         "unseen_rejected_at_visits_line": float(np.mean(np.array(unseen) >= 1 / (1 + np.exp(-visits_line)))),
         "remembered": len(train.ids),

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from . import chest_xray
 
-__all__ = ["SHARES", "items"]
+__all__ = ["SHARES", "items", "labelled"]
 
 SHARES = {"cxr_covid": 0.2, "mednist6": 0.4, "cxr_pneumonia28": 0.4}
 """How often training sees each set."""
@@ -50,3 +53,10 @@ def _read(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {"id": name, **{k: film[k] for k in kept}}
         for name, film in zip(once, chest_xray.films([*once.values()]), strict=True)
     ]
+
+
+def labelled(data: str | Path, part: str) -> tuple[Tensor, Tensor]:
+    """Films (N, 1, 64, 64) of children and whether they show pneumonia: 0 or 1 (N,)."""
+    known = [item for item in items(data, part) if item["label"] >= 0]
+    images = torch.stack([torch.as_tensor(item["image"]) for item in known])
+    return images, torch.tensor([item["label"] for item in known])

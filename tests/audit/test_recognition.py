@@ -59,5 +59,10 @@ def test_the_line_lies_at_one_half_and_knows_as_many_views_as_it_should():
     assert made.figures["unseen_rejected"] < 0.1
     assert made.withheld() == ""
     assert made.index.ids == train.ids
+    raw = recognition.uncalibrated(made)
+    logits = raw.same(made.seen(test.images)[:, None], made.seen(test.images)[None])
+    plain = by_pixels(train.images, line=0.5).module
+    signatures = plain.seen(test.images)
+    assert torch.allclose(logits, plain.same(signatures[:, None], signatures[None]), atol=1e-2)
     assert recognition.recognized(made, train.images).all()
     assert recognition.recognized(made, people(20, 3).images).mean() < 0.1
