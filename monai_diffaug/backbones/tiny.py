@@ -146,7 +146,7 @@ def _network_config(kind: str, contract: Contract) -> dict[str, Any]:
     }
     if kind == "text":
         config |= {"with_conditioning": True, "cross_attention_dim": _WIDTH, "transformer_num_layers": 1}
-    elif kind != "none":
+    elif kind not in ("none", "image"):
         config["num_class_embeds"] = len(contract.labels) + 1
     return config
 

@@ -102,7 +102,7 @@ def _restored(
 def _one(x: Tensor, backbone: Backbone, method: str, seed: int, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """One slice (1, 1, H, W) in Hounsfield units."""
     low, high = (float(v) for v in backbone.contract.extra["window"])
-    factor = max(1, round(max(x.shape[2:]) / max(backbone.contract.size)))
+    factor = max(1, max(x.shape[2:]) // max(backbone.contract.size))
     unit = factor * 8  # the network halves twice; 8 leaves it something to halve
     height, width = x.shape[2:]
     full = F.pad(x, (0, -width % unit, 0, -height % unit), mode="replicate")
