@@ -136,11 +136,12 @@ def test_it_exports(name, tmp_path):
     parser.read_config(config(name, "inference"))
     parser["bundle_root"] = str(ROOT / name)
     network = parser.get_parsed_content("network_def")
-    weights = next(p for p in (ROOT / name / "models", ROOT / "chest_xray_text_to_image" / "models") if p.is_dir())
+    models = ROOT / name / "models"
+    weights = next(p for p in (models / "network.pt", models / "verifier" / "network.pt") if p.is_file())
     monai.bundle.ckpt_export(
         net_id="network_def",
         filepath=str(target),
-        ckpt_file=str(weights / "network.pt"),
+        ckpt_file=str(weights),
         meta_file=config(name, "metadata"),
         config_file=config(name, "inference"),
         bundle_root=str(ROOT / name),
