@@ -43,9 +43,9 @@ def test_planted_words_are_found_and_where():
 
 
 def test_images_without_words_are_left_in_peace():
-    alarms = sum(bool(writing_in(film(i))) for i in range(52))
-    strict = sum(bool(writing_in(film(i), STRICT)) for i in range(52))
-    assert alarms <= 5
+    alarms = sum(bool(writing_in(film(i))) for i in range(0, 52, 2))
+    strict = sum(bool(writing_in(film(i), STRICT)) for i in range(0, 52, 2))
+    assert alarms <= 2
     assert strict == 0
 
 
