@@ -22,7 +22,18 @@ from ..metrics.restoration import bodies, figures, flat_regions
 from ..primitives.regression import regressed
 from ..types import Backbone, NoiseSource
 
-__all__ = ["Pairs", "Restorer", "as_it_is", "by_method", "by_network", "by_non_local_means", "compare", "gain", "table"]
+__all__ = [
+    "Pairs",
+    "Restorer",
+    "as_it_is",
+    "by_method",
+    "by_network",
+    "by_non_local_means",
+    "compare",
+    "gain",
+    "picture",
+    "table",
+]
 
 Restorer = Callable[[Tensor], Tensor]
 """Worse slices (N, 1, H, W) in [-1, 1] -> restored ones."""
@@ -156,7 +167,10 @@ def gain(done: Mapping[str, Mapping[str, Any]], name: str, over: str | None, key
 
     values = np.asarray(done[name][key], dtype=float) - (0.0 if over is None else np.asarray(done[over][key]))
     patients = done[name]["patients"]
-    each = np.array([np.nanmean(values[[p == q for q in patients]]) for p in dict.fromkeys(patients)])
+    slices = [values[[p == q for q in patients]] for p in dict.fromkeys(patients)]
+    each = np.array(
+        [v[np.isfinite(v)].mean() for v in slices if np.isfinite(v).any()]
+    )  # a window may hold nothing flat
     return bootstrap(lambda weights: float(np.average(each, weights=weights)), len(each))
 
 
@@ -167,3 +181,51 @@ def table(
     rows = ["| method | " + " | ".join(keys) + " |", "|---|" + "---|" * len(keys)]
     rows += [f"| {name} | " + " | ".join(str(gain(done, name, None, k)) for k in keys) + " |" for name in done]
     return "\n".join(rows)
+
+
+def picture(
+    restorers: Mapping[str, Restorer],
+    pairs: Pairs,
+    which: int,
+    file: str | Path,
+    windows: Mapping[str, tuple[float, float]] | None = None,
+    zoom: tuple[int, int, int] | None = None,
+) -> None:
+    """A sheet of one slice: a column a method, the normal dose last; a row a window in Hounsfield units.
+
+    Args:
+        restorers: what is shown; each runs on this slice.
+        pairs: of which slice ``which`` is taken.
+        which: its place.
+        file: a PNG.
+        windows: name -> lowest and highest value shown; lung and soft tissue unless given.
+        zoom: row, column and side of a part that is shown in place of the whole slice, enlarged.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = {"lung": (-1350.0, 150.0), "soft tissue": (-160.0, 240.0)} if windows is None else dict(windows)
+    source = pairs.source[which : which + 1]
+    images = {name: restore(source)[0, 0] for name, restore in restorers.items()}
+    images["normal dose"] = pairs.image[which, 0]
+    if zoom is not None:
+        row, column, side = zoom
+        images = {name: x[row : row + side, column : column + side] for name, x in images.items()}
+    height = 2.5 * next(iter(images.values())).shape[0] / next(iter(images.values())).shape[1]
+    figure, axes = pyplot.subplots(
+        len(shown), len(images), figsize=(2.5 * len(images), height * len(shown) + 0.3), squeeze=False
+    )
+    for line, (window, (low, high)) in zip(axes, shown.items(), strict=True):
+        for axis, (name, x) in zip(line, images.items(), strict=True):
+            axis.imshow(x.clamp(-1, 1).numpy() * pairs.hu, cmap="gray", vmin=low, vmax=high)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if line is axes[0]:
+                axis.set_title(name, fontsize=9)
+        line[0].set_ylabel(window, fontsize=9)
+    figure.tight_layout(pad=0.3)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
