@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -55,6 +57,17 @@ class _Ledger(TorchDispatchMode):
         return out
 
 
+class _Fused(TorchFunctionMode):
+    """Attention as the fused kernels do it, which build no map; on ``meta`` it would be counted as if they did."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            given = dict(zip(("query", "key", "value"), args)) | (kwargs or {})
+            query, value = given["query"], given["value"]
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
 def skeleton(part: Any) -> Any:
     """A copy of a network, or of an adapter with its ``module``, without weights: on ``meta`` they take nothing."""
     module: nn.Module = part if isinstance(part, nn.Module) else part.module
@@ -72,7 +85,7 @@ def peak_of(what: Callable[[], Any]) -> int:
     Nothing is computed, so that this takes milliseconds. What was there before is not counted.
     """
     ledger = _Ledger()
-    with torch.no_grad(), ledger:
+    with torch.no_grad(), _Fused(), ledger:
         kept = what()
     del kept
     return ledger.peak

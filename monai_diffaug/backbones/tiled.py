@@ -172,8 +172,8 @@ class _Layer:
         return out
 
     def forget(self) -> None:
-        """Let the kept rows go."""
-        self._kept = None
+        """Let everything go; it cannot be asked any more."""
+        self._kept, self.source = None, _Zero(self)
 
     def _compute(self, a: int, b: int) -> Tensor:
         conv: Any = self.conv
