@@ -236,7 +236,8 @@ class _Slabs:
         for a, b in self.over(sources[0]):
             for source, target in zip(sources, made, strict=True):
                 piece = source.rows(a, b)
-                target.moments and target.moments.add(piece)
+                if target.moments is not None:
+                    target.moments.add(piece)
                 target.x[:, :, a:b] = piece
                 del piece
         return made
@@ -420,10 +421,10 @@ def _blended(blocks: Sequence[Any], cut: int, latent: Tensor, tile: int, overlap
     def piece(place: Sequence[int]) -> Tensor:
         return x[(slice(None), slice(None), *(slice(a, a + n) for a, n in zip(place, sides, strict=True)))]
 
-    norm = _own
+    norm: Norm = _own
     if share and len(places) > 1:
         norm = _shared(rest, [piece(p) for p in itertools.product(*(_begins(s, tile, 0) for s in size))])
-    channels = int(_kernel(rest[-1]).out_channels)  # type: ignore[arg-type]
+    channels = int(_kernel(rest[-1]).out_channels)
     total = torch.zeros(1, channels, *(s * factor for s in size), device=x.device)
     weights = torch.zeros(total.shape[2:], device=x.device)
     for place in places:
