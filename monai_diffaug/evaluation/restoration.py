@@ -217,12 +217,12 @@ def picture(
     figure, axes = pyplot.subplots(
         len(shown), len(images), figsize=(2.5 * len(images), height * len(shown) + 0.3), squeeze=False
     )
-    for line, (window, (low, high)) in zip(axes, shown.items(), strict=True):
+    for place, (line, (window, (low, high))) in enumerate(zip(axes, shown.items(), strict=True)):
         for axis, (name, x) in zip(line, images.items(), strict=True):
             axis.imshow(x.clamp(-1, 1).numpy() * pairs.hu, cmap="gray", vmin=low, vmax=high)
             axis.set_xticks([])
             axis.set_yticks([])
-            if line is axes[0]:
+            if place == 0:
                 axis.set_title(name, fontsize=9)
         line[0].set_ylabel(window, fontsize=9)
     figure.tight_layout(pad=0.3)
