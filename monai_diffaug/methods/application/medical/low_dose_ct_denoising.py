@@ -52,6 +52,7 @@ def low_dose_ct_denoising(
     """
     if draws < 1:
         raise DiffAugError(f"draws is {draws}: give at least 1")
+    generator.expect(len(image))
     plan = plans.make(backbone.schedule, steps, solver, strength=strength)
     denoise = backbone.denoiser(backbone.condition(image.shape[0], image=image))
     start = backbone.encode(image)
