@@ -6,5 +6,9 @@ from monai_diffaug.cli.main import app
 
 __all__ = ["app"]
 
-for _module in ("methods", "images", "learn", "export", "train", "finetune", "evaluate", "review", "import_", "plan", "doctor"):  # the order in which help lists them
+_MODULES = (  # in the order in which help lists them
+    *("methods", "images", "learn", "export", "train", "finetune", "evaluate", "review", "import_", "plan", "doctor"),
+)
+
+for _module in _MODULES:
     import_module(f"monai_diffaug.cli.{_module}")

@@ -27,9 +27,10 @@ from ..backbones.schedules import schedule_from_config
 from ..backbones.text import VectorConditioner
 from ..io import images as files
 from ..primitives.fitting import fit
+from ..primitives.reconstruction import AutoencoderStage
 from ..primitives.runs import Draws
 from ..primitives.segmentation import SegmentationStage
-from ..primitives.stages import AutoencoderStage, Batch, plain
+from ..primitives.stages import Batch, plain
 from ..primitives.training import Settings, walk
 from ..types import Backbone, Condition, Contract, DiffAugError, Schedule
 from . import part_of
@@ -217,9 +218,7 @@ def listed(datalist: Path | str, section: str = "training") -> list[dict[str, An
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise DiffAugError(
-            f"{path} is no datalist: give MONAI's JSON, with a list {section!r}"
-        ) from None
+        raise DiffAugError(f"{path} is no datalist: give MONAI's JSON, with a list {section!r}") from None
     found = said.get(section) if isinstance(said, dict) else None
     if not found:
         raise DiffAugError(f"{path} has nothing under {section!r}: list the volumes there")

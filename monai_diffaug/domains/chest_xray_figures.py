@@ -16,8 +16,8 @@ from torch import Tensor
 from ..backbones.judge import Judge
 from ..metrics.distribution import copies, floored, kid
 from ..primitives import guidance, plans
+from ..primitives.reconstruction import psnr
 from ..primitives.sampler import sample
-from ..primitives.stages import psnr
 from ..types import Autoencoder, Backbone, NoiseSource
 from . import chest_xray
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..domains.brain_mri_3d import AGES, Outline, Volumes, lesion_volume
 from ..primitives import guidance, plans
+from ..primitives.reconstruction import psnr
 from ..primitives.sampler import sample
 from ..primitives.segmentation import dice
-from ..primitives.stages import psnr
 from ..types import Backbone, DiffAugError, NoiseSource
 
 __all__ = ["compare", "instrument", "made", "measured", "montage", "report", "spearman"]

@@ -12,8 +12,8 @@ import torch
 from ..backbones.monai_unet import MonaiAutoencoder
 from ..backbones.weights import instantiate
 from ..bundle import StageTrainer
+from ..primitives.reconstruction import AutoencoderStage, psnr
 from ..primitives.runs import Settings
-from ..primitives.stages import AutoencoderStage, psnr
 from ..types import Backbone, DiffAugError
 from .cases import Cases
 from .settings import Ask, Say

@@ -27,9 +27,7 @@ def prdc(made: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
         DiffAugError: a set has no k-th neighbor, or the features are unlike.
     """
     if made.ndim != 2 or real.ndim != 2 or made.shape[1] != real.shape[1]:
-        raise DiffAugError(
-            f"features {tuple(made.shape)} and {tuple(real.shape)} are not of one kind: give (n, d)"
-        )
+        raise DiffAugError(f"features {tuple(made.shape)} and {tuple(real.shape)} are not of one kind: give (n, d)")
     if min(len(made), len(real)) <= k:
         raise DiffAugError(f"{min(len(made), len(real))} images have no neighbor number {k}: give more, or a lower k")
     made, real = made.double(), real.double()

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .reconstruction import psnr
 from .runs import Draws, Settings, averaged, descend
-from .stages import Batch, plain, psnr
+from .stages import Batch, plain
 
 __all__ = ["RegressionStage", "regressed"]
 

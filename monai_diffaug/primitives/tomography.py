@@ -91,7 +91,7 @@ def filtered(sinograms: Tensor, cutoff: float = 1.0) -> Tensor:
 
 
 def smeared(sinograms: Tensor, size: Sequence[int]) -> Tensor:
-    """Back-projection (B, 1, H, W) of filtered projections (B, V, D); after :func:`filtered` it undoes ``projected``."""
+    """Back-projection (B, 1, H, W) of filtered projections (B, V, D); after :func:`filtered` it undoes them."""
     b, views, d = sinograms.shape
     h, w = size
     y = (torch.arange(h, dtype=sinograms.dtype, device=sinograms.device) - (h - 1) / 2)[:, None]

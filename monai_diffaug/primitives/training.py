@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..types import Condition, Network, Schedule
 from .recognition import train_classifier, train_contrastive
+from .reconstruction import AutoencoderStage, psnr
 from .runs import Draws, Resumable, Settings, pick
-from .stages import AutoencoderStage, NetworkStage, Stage, min_snr, psnr
+from .stages import NetworkStage, Stage, min_snr
 
 __all__ = ["Settings", "min_snr", "psnr", "train_autoencoder", "train_classifier", "train_contrastive", "train_network"]
 

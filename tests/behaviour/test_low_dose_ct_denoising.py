@@ -12,7 +12,7 @@ import torch
 
 from monai_diffaug.backbones import hub
 from monai_diffaug.evaluation.restoration import by_method
-from monai_diffaug.primitives.stages import psnr
+from monai_diffaug.primitives.reconstruction import psnr
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "low_dose_ct_denoising"
 

@@ -13,8 +13,9 @@ from monai.data import Dataset
 
 from monai_diffaug import testing
 from monai_diffaug.bundle import StageTrainer, StepBatches, batches, encoded
+from monai_diffaug.primitives.reconstruction import AutoencoderStage
 from monai_diffaug.primitives.runs import Settings
-from monai_diffaug.primitives.stages import AutoencoderStage, ClassifierStage, NetworkStage, Told
+from monai_diffaug.primitives.stages import ClassifierStage, NetworkStage, Told
 from monai_diffaug.types import DiffAugError
 
 SHORT = Settings(steps=12, batch=4, lr=1e-3, warmup=2, ema=0.9, log_every=4, precision=torch.float32)
@@ -138,7 +139,8 @@ def stage(seed=3, settings=SHORT):
 
 def dataset(n=10, seed=0):
     images = torch.rand(n, 1, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return Dataset([{"image": x, "label": ["healthy", "tumor", ""][i % 3], "target": i % 2} for i, x in enumerate(images)])
+    names = ["healthy", "tumor", ""]
+    return Dataset([{"image": x, "label": names[i % 3], "target": i % 2} for i, x in enumerate(images)])
 
 
 class Stopped(Exception):
