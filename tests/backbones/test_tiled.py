@@ -106,7 +106,7 @@ def test_fused_attention_builds_no_map():
 
 
 def test_the_first_way_that_fits_is_taken():
-    built, shape = net(with_decoder_nonlocal_attn=False), (2, 3, 16, 16, 16)
+    built, shape = net(with_decoder_nonlocal_attn=False), (2, 3, 12, 12, 12)
     found = list(ways(built, shape))
     assert found[0].name == "whole"
     most = found[0].peak
