@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_diffaug.backbones import tiled
+from monai_diffaug.backbones.decoder import factor_of, parts
 from monai_diffaug.backbones.memory import peak_of, skeleton
+from monai_diffaug.backbones.slabs import in_slabs
+from monai_diffaug.backbones.tiled import in_tiles, tiles_peak
 from monai_diffaug.types import Backbone, DiffAugError
 
 __all__ = ["Need", "Way", "Within", "need_of", "ways"]
@@ -40,9 +42,9 @@ class Way:
         """Image (B, C, *S) of a latent (B, c, *S / factor) that is not scaled."""
         net: Any = module
         if self.name == "slabs":
-            return tiled.in_slabs(module, latent, **self.settings)
+            return in_slabs(module, latent, **self.settings)
         if self.name == "tiles":
-            return tiled.in_tiles(module, latent, **self.settings)
+            return in_tiles(module, latent, **self.settings)
         if self.settings.get("one by one"):
             return torch.cat([net.decode_stage_2_outputs(z[None]) for z in latent])
         out: Tensor = net.decode_stage_2_outputs(latent)
@@ -78,27 +80,27 @@ def ways(module: nn.Module, shape: Sequence[int], *, exact: bool = False) -> Ite
 
 def _bytes_of_image(bare: Any, shape: Sequence[int]) -> int:
     """Of the images themselves, which are there whatever the way."""
-    factor = tiled.factor_of(tiled.parts(bare)) if hasattr(getattr(bare, "decoder", None), "blocks") else 1
+    factor = factor_of(parts(bare)) if hasattr(getattr(bare, "decoder", None), "blocks") else 1
     return 4 * shape[0] * math.prod(s * factor for s in shape[2:])
 
 
 def _in_slabs(bare: Any, one: Tensor, result: int) -> Iterator[Way]:
-    voxels_of_image = math.prod(s * tiled.factor_of(tiled.parts(bare)) for s in one.shape[2:])
+    voxels_of_image = math.prod(s * factor_of(parts(bare)) for s in one.shape[2:])
     wide = 16 * voxels_of_image  # numbers: of a map with 16 channels in full size
     for more in ({}, {"half_from": wide}, {"half_from": wide, "fleeting_from": wide}):
         for pieces in SLABS:
             settings = {"voxels": max(512, voxels_of_image // pieces), **more}
-            peak = peak_of(partial(tiled.in_slabs, bare, one, **settings))
+            peak = peak_of(partial(in_slabs, bare, one, **settings))
             yield Way("slabs", int(MARGIN * peak) + result, settings)
 
 
 def _in_tiles(bare: Any, one: Tensor, result: int) -> Iterator[Way]:
-    doublings = int(math.log2(tiled.factor_of(tiled.parts(bare))))
+    doublings = int(math.log2(factor_of(parts(bare))))
     whole = max(0, doublings - 2)
     while True:
         side = max(one.shape[2:]) * 2**whole
         for tile in range(side - side % 2 - 2, max(OVERLAP, 7), -2):
-            peak = tiled.tiles_peak(bare, one, tile, whole, peak_of)
+            peak = tiles_peak(bare, one, tile, whole, peak_of)
             yield Way("tiles", int(MARGIN * peak) + result, {"tile": tile, "overlap": OVERLAP, "whole": whole})
         if whole == 0:
             return

@@ -1,7 +1,7 @@
 """Does a network of volumes do what it is told: lesion volume asked for against lesion volume measured, and diversity.
 
-The instrument, :class:`monai_diffaug.domains.brain_mri_3d.Outline`, has seen real volumes only; how good it is comes
-first. The claims and their controls are those of Pinaya et al. 2022 (arXiv:2209.07162).
+The instrument, :class:`monai_diffaug.domains.brain_mri_3d_outline.Outline`, has seen real volumes only; how good it is
+comes first. The claims and their controls are those of Pinaya et al. 2022 (arXiv:2209.07162).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from monai.metrics.regression import MultiScaleSSIMMetric
 from PIL import Image
 from torch import Tensor, nn
 
-from ..domains.brain_mri_3d import AGES, Outline, Volumes, lesion_volume
+from ..domains.brain_mri_3d import AGES, Volumes, lesion_volume
+from ..domains.brain_mri_3d_outline import Outline
 from ..primitives import guidance, plans
 from ..primitives.reconstruction import psnr
 from ..primitives.sampler import sample

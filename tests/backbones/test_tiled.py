@@ -11,7 +11,8 @@ from torch import nn
 
 from monai_diffaug.backbones.budget import Within, ways, within
 from monai_diffaug.backbones.memory import MIB, peak_of, skeleton
-from monai_diffaug.backbones.tiled import in_slabs, in_tiles
+from monai_diffaug.backbones.slabs import in_slabs
+from monai_diffaug.backbones.tiled import in_tiles
 from monai_diffaug.backbones.tiny import tiny
 from monai_diffaug.types import DiffAugError
 from tests.behaviour import real

@@ -11,6 +11,7 @@ import torch
 from monai_diffaug.backbones.parts import conditioner_from_config
 from monai_diffaug.backbones.weights import instantiate
 from monai_diffaug.domains import brain_mri_3d as brain
+from monai_diffaug.domains import brain_mri_3d_outline
 from monai_diffaug.primitives.runs import Draws
 from monai_diffaug.primitives.segmentation import SegmentationStage, dice
 from monai_diffaug.types import DiffAugError
@@ -141,7 +142,7 @@ def test_the_instrument_learns_to_outline():
         masks[i, 0, 3 : 7 + i, 4:9, 5:10] = 1
     images = 1.5 * masks - 1 + 0.2 * torch.randn(masks.shape, generator=generator)
     torch.manual_seed(0)
-    net = brain.Outline()
+    net = brain_mri_3d_outline.Outline()
     settings = brain.Settings(steps=120, batch=4, lr=4e-3, ema=0.5, warmup=5, precision=torch.float32)
     stage = SegmentationStage(net, settings, held_out=[{"image": images, "mask": masks}])
     before = stage.check(0)["held_out_dice"]
