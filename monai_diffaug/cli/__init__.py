@@ -7,7 +7,20 @@ from monai_diffaug.cli.main import app
 __all__ = ["app"]
 
 _MODULES = (  # in the order in which help lists them
-    *("methods", "images", "learn", "export", "train", "finetune", "evaluate", "review", "import_", "plan", "doctor"),
+    *(
+        "methods",
+        "images",
+        "learn",
+        "export",
+        "train",
+        "finetune",
+        "evaluate",
+        "audit",
+        "review",
+        "import_",
+        "plan",
+        "doctor",
+    ),
 )
 
 for _module in _MODULES:
