@@ -139,7 +139,7 @@ def test_list_shows_every_method_once_under_its_heading():
 def test_list_narrows_by_name_heading_words_of_the_card_and_shape():
     assert "repaint" not in run("list", "counterfactual").stdout
     assert "healthy_counterfactual" in run("list", "semantic/counter*").stdout
-    assert "healthy_counterfactual" in run("list", "lesion").stdout  # of its card
+    assert "healthy_counterfactual" in run("list", "disease").stdout  # of its card
     shapes = {m["shape"] for m in json.loads(run("list", "--shape", "edit", "--json").stdout)}
     assert shapes == {"edit"}
 
