@@ -106,6 +106,7 @@ def test_fused_attention_builds_no_map():
     assert peak_of(lambda: nn.functional.scaled_dot_product_attention(q, q, q)) < MIB
 
 
+@pytest.mark.slow
 def test_the_first_way_that_fits_is_taken():
     built, shape = net(with_decoder_nonlocal_attn=False), (2, 3, 12, 12, 12)
     found = list(ways(built, shape))

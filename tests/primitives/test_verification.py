@@ -110,6 +110,7 @@ print(json.dumps([losses, weights]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_that_one_takes(tmp_path):
     def run(rank, world):
         command = [sys.executable, "-c", SCRIPT, str(rank), str(world), str(tmp_path / "store")]
