@@ -158,7 +158,8 @@ class Within:
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, C, *S), whole, in slabs or in tiles."""
-        if latent.requires_grad and torch.is_grad_enabled():
+        traced = torch.jit.is_tracing()  # a trace would hold the pieces of this size, and no plan can be made in one
+        if traced or (latent.requires_grad and torch.is_grad_enabled()):
             whole: Tensor = self.inner.decode(latent)
             return whole
         return self.way(latent.shape).decode(self.module, latent / self.inner.scale)
