@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monai_diffaug.backbones import weights as files
 from monai_diffaug.backbones.judge import Judge
-from monai_diffaug.backbones.loading import load_backbone, shipped
+from monai_diffaug.backbones.loading import load_backbone, locate, shipped
 from monai_diffaug.types import DiffAugError
 
 __all__ = ["DEFAULT", "Extractor", "extractor"]
@@ -87,19 +87,13 @@ def _of_judge(name: str) -> Extractor:
     dims = backbone.contract.spatial_dims
     return Extractor(
         name=f"judge of {backbone.contract.name} ({len(judge.labels)} classes)",
-        digest=files.sha256(files.weights_of(_place(name), "network")),
+        digest=files.sha256(files.weights_of(locate(name) / "judge", "network")),
         dims=dims,
         features=judge.features,
         size=backbone.contract.size,
         classify=judge.classify,
         layers=_hooked(judge.module, stages) if stages else None,
     )
-
-
-def _place(name: str) -> Path:
-    from monai_diffaug.backbones.loading import locate
-
-    return locate(name) / "judge"
 
 
 def _three_channels(images: Tensor) -> Tensor:

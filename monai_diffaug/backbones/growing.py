@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,16 +11,10 @@ import torch
 from torch import nn
 
 from monai_diffaug.backbones.monai_unet import MonaiUNet
-from monai_diffaug.backbones.text import ClassConditioner, NoConditioner, TextConditioner
+from monai_diffaug.backbones.text import WORD, ClassConditioner, NoConditioner, TextConditioner, plain_words
 from monai_diffaug.types import Backbone, DiffAugError
 
 __all__ = ["with_classes", "with_prompts"]
-
-_WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
-
-
-def _plain(text: str) -> str:
-    return " ".join(_WORD.findall(text.replace("_", " ").lower()))
 
 
 def with_classes(backbone: Backbone, names: Sequence[str]) -> Backbone:
@@ -39,8 +32,8 @@ def with_classes(backbone: Backbone, names: Sequence[str]) -> Backbone:
         DiffAugError: the backbone's kind of network or conditioner has no classes.
     """
     conditioner: Any = backbone.conditioner
-    known = {_plain(n) for n in getattr(conditioner, "labels", ())}
-    fresh = tuple(dict.fromkeys(n for n in names if _plain(n) not in known))
+    known = {plain_words(n) for n in getattr(conditioner, "labels", ())}
+    fresh = tuple(dict.fromkeys(n for n in names if plain_words(n) not in known))
     if not fresh:
         return backbone
     if isinstance(conditioner, TextConditioner):
@@ -98,8 +91,8 @@ def with_prompts(backbone: Backbone, prompts: Iterable[str]) -> Backbone:
         raise DiffAugError(
             f"backbone {backbone.name!r} is told no prompts: give classes, or start from a text backbone"
         )
-    words = list(dict.fromkeys(w.lower() for p in prompts for w in _WORD.findall(p)))
-    listed = {w.lower() for entry in told.vocabulary for w in _WORD.findall(entry)}
+    words = list(dict.fromkeys(w.lower() for p in prompts for w in WORD.findall(p)))
+    listed = {w.lower() for entry in told.vocabulary for w in WORD.findall(entry)}
     unlisted = [w for w in words if told.vocabulary and w not in listed]
     unknown = told.tokenizer.unk_token_id
     strange = [w for w in words if unknown in told.tokenizer(w, add_special_tokens=False).input_ids]

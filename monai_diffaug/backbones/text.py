@@ -17,7 +17,7 @@ from monai_diffaug.types import Condition, DiffAugError
 
 __all__ = ["ClassConditioner", "NoConditioner", "TextConditioner", "VectorConditioner"]
 
-_WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
+WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 
 
 def _spread(value: Any, batch: int, what: str) -> list[Any]:
@@ -82,10 +82,10 @@ class ClassConditioner:
         if label is None or label == "":
             return 0
         if isinstance(label, str):
-            plain = {_plain(name): i for i, name in enumerate(self.labels)}
-            if _plain(label) not in plain:
+            plain = {plain_words(name): i for i, name in enumerate(self.labels)}
+            if plain_words(label) not in plain:
                 raise DiffAugError(f"class {label!r} is unknown: did you mean {_nearest(label, self.labels)!r}?")
-            return plain[_plain(label)] + 1
+            return plain[plain_words(label)] + 1
         if not 0 <= int(label) < len(self.labels):
             raise DiffAugError(
                 f"class {int(label)} is unknown: give 0 to {len(self.labels) - 1} or a name ({', '.join(self.labels)})"
@@ -94,18 +94,18 @@ class ClassConditioner:
 
     def find(self, prompt: str) -> int:
         """The network's class index of the one class that a text names; 0 for an empty text."""
-        text = f" {_plain(prompt)} "
+        text = f" {plain_words(prompt)} "
         if not text.strip():
             return 0
         named: list[str] = []
         for name in sorted(self.labels, key=len, reverse=True):  # the longest first: "no tumor" before "tumor"
-            if f" {_plain(name)} " in text:
+            if f" {plain_words(name)} " in text:
                 named.append(name)
-                text = text.replace(f" {_plain(name)} ", " | ")
+                text = text.replace(f" {plain_words(name)} ", " | ")
         if len(named) > 1:
             raise DiffAugError(f"prompt {prompt!r} names {len(named)} classes ({', '.join(named)}): name one")
         if not named:
-            words = _WORD.findall(prompt)
+            words = WORD.findall(prompt)
             score = {w: difflib.SequenceMatcher(None, w.lower(), _nearest(w, self.labels)).ratio() for w in words}
             word = max(words, key=lambda w: score[w], default=prompt)
             raise DiffAugError(
@@ -147,8 +147,9 @@ class ClassConditioner:
         return torch.cat([small, torch.ones_like(small)], dim=1)
 
 
-def _plain(text: str) -> str:
-    return " ".join(_WORD.findall(text.replace("_", " ").lower()))
+def plain_words(text: str) -> str:
+    """A text's words in lower case, with single spaces: how names are compared."""
+    return " ".join(WORD.findall(text.replace("_", " ").lower()))
 
 
 class VectorConditioner:
@@ -250,7 +251,7 @@ class TextConditioner:
         self.learned = dict(learned or {})
         self.accepts = frozenset({"prompt"} | ({"label"} if labels else set()))
         self.config: dict[str, Any] = {"kind": "text", "labels": list(labels), "template": template}
-        self._words = {w.lower() for entry in vocabulary for w in _WORD.findall(entry)}
+        self._words = {w.lower() for entry in vocabulary for w in WORD.findall(entry)}
         ends = list(tokenizer("").input_ids)
         self._start, self._end = (ends[:1], ends[1:2]) if len(ends) > 1 else ([], ends)
 
@@ -294,13 +295,13 @@ class TextConditioner:
             if part in learned:
                 pieces.append((part, learned[part]))
                 continue
-            for word in re.findall(rf"{_WORD.pattern}|[^\w\s]+|_+", part):
+            for word in re.findall(rf"{WORD.pattern}|[^\w\s]+|_+", part):
                 self._check(word)
                 pieces.append((word, list(self.tokenizer(word, add_special_tokens=False).input_ids)))
         return pieces
 
     def _check(self, word: str) -> None:
-        if self._words and _WORD.fullmatch(word) and word.lower() not in self._words:
+        if self._words and WORD.fullmatch(word) and word.lower() not in self._words:
             raise DiffAugError(
                 f"word {word!r} is not in the backbone's vocabulary: did you mean {_nearest(word, self._words)!r}?"
             )

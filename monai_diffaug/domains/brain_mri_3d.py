@@ -27,8 +27,8 @@ from ..io import images as files
 from ..primitives.fitting import fit
 from ..primitives.reconstruction import AutoencoderStage
 from ..primitives.runs import Draws
-from ..primitives.stages import Batch, plain
-from ..primitives.training import Settings, walk
+from ..primitives.stages import Batch, plain, walk
+from ..primitives.training import Settings
 from ..types import Backbone, Condition, Contract, DiffAugError, Schedule
 from . import part_of
 from .recipe import Examples, Recipe, autoencoder_config

@@ -11,7 +11,8 @@ from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
 
 from ..primitives.segmentation import SegmentationStage
-from ..primitives.training import Settings, walk
+from ..primitives.stages import walk
+from ..primitives.training import Settings
 from .brain_mri_3d import Volumes, varied
 
 __all__ = ["Outline", "segmenter"]

@@ -16,7 +16,7 @@ from ..io import images as files
 from ..primitives.fitting import fit
 from ..types import Contract, DiffAugError
 
-__all__ = ["Pictures", "pictures"]
+__all__ = ["Pictures", "contract_of_size", "pictures"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Pictures:
         return len(self.images)
 
 
-def _contract(source: str | Path, size: int, first: Tensor) -> Contract:
+def contract_of_size(source: str | Path, size: int, first: Tensor) -> Contract:
+    """What images like ``first`` (C, *S) are fitted to: ``size`` voxels a side, values in [-1, 1]."""
     dims = first.ndim - 1
     return Contract(
         name=str(source),
@@ -76,7 +77,7 @@ def pictures(source: str | Path, size: int = 96, dims: int | None = None, most: 
     for item in track(items[::step], description=f"reading {Path(source).name}", transient=True):
         try:
             scan = files.read(item.image, dims=dims or (contract.spatial_dims if contract else None))
-            contract = contract or _contract(source, size, scan.image)
+            contract = contract or contract_of_size(source, size, scan.image)
             fitted = fit(scan.image, contract)
             mask = None
             if item.mask is not None:

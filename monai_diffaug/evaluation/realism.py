@@ -13,12 +13,14 @@ from rich.progress import track
 from torch import Tensor
 
 from ..backbones.extractors import DEFAULT, Extractor, extractor
+from ..io import images as files
 from ..metrics import anatomy, radiomics
 from ..metrics.distribution import Floored, fid, floored, kid
 from ..metrics.neighbors import prdc
 from ..metrics.variety import between_pairs, inception_score, perceptual, ssim_of, vendi
+from ..primitives.fitting import fit
 from ..types import DiffAugError
-from .images import Pictures, pictures
+from .images import Pictures, contract_of_size, pictures
 
 __all__ = ["Evaluation", "Score", "evaluate"]
 
@@ -112,7 +114,7 @@ def _neighbors(key: str, made: Tensor, real: Tensor) -> float:
     return prdc(made, real, k=min(5, len(made) - 1, len(real) - 1))[key]
 
 
-def _distances(found: Extractor, real: Tensor, made: Tensor, flat: bool) -> Iterable[tuple[str, Pair, str]]:
+def _distances(flat: bool) -> Iterable[tuple[str, Pair, str]]:
     """Name, score and what is good, for sets of features."""
     kind = "" if flat else "_2.5d"
     for name, score, good in (("fid", fid, "low"), ("kid", kid, "low")):
@@ -137,7 +139,7 @@ def _pairwise_perceptual(found: Extractor, images: Tensor, pairs: int = 48, seed
 def _by_extractor(found: Extractor, real: Pictures, made: Pictures, how: dict[str, Any]) -> list[Score]:
     flat = real.images.ndim == 4 or found.dims == 3
     a, b = _features(found, made.images), _features(found, real.images)
-    scores = [_score(n, floored(s, a, b, **how), found.name, g) for n, s, g in _distances(found, b, a, flat)]
+    scores = [_score(n, floored(s, a, b, **how), found.name, g) for n, s, g in _distances(flat)]
     if found.classify is not None and flat:
         p, q = found.probabilities(made.images), found.probabilities(real.images)
         if p is not None and q is not None:
@@ -181,11 +183,7 @@ def _to_source(made: Pictures, size: int, seed: int) -> list[Score]:
     known = [(i, s) for i, s in enumerate(made.sources) if s is not None and s.is_file()]
     if len(known) < 4:
         return []
-    from ..io import images as files
-    from ..primitives.fitting import fit
-    from .images import _contract
-
-    contract = _contract("", size, made.images[0])
+    contract = contract_of_size("", size, made.images[0])
     sources = torch.stack([fit(files.read(s, dims=made.images.ndim - 2).image, contract).tensor for _, s in known])
     own = made.images[[i for i, _ in known]]
     value, other = ssim_of(own, sources), ssim_of(own, sources.roll(1, 0))

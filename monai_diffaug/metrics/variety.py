@@ -13,7 +13,6 @@ from ..types import DiffAugError
 __all__ = ["between_pairs", "inception_score", "perceptual", "ssim_of", "vendi"]
 
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, table 1
-SMALL = 0.5 * 161  # MONAI's default of five scales with a window of 11 wants more than this times two
 
 
 def inception_score(probabilities: Tensor) -> float:

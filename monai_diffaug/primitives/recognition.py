@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .runs import Draws, Resumable, Settings, averaged, descend, pick
-from .stages import ClassifierStage
+from .runs import Resumable, Settings, averaged, descend, pick
+from .stages import ClassifierStage, walk
 
 __all__ = ["train_classifier", "train_contrastive"]
 
@@ -30,12 +30,9 @@ def train_classifier(
     def batches(index: Tensor) -> dict[str, Tensor]:
         return {"image": images[index], "label": labels[index]}
 
-    run = Resumable(folder, stage.name, settings, stage.state)
-    run.walk(lambda step, g: stage.step(batches(pick(len(images), settings.batch, g)), step, Draws(g)))
-    stage.finish()
+    last = walk(stage, folder, batches, len(images))
     generators = [torch.Generator().manual_seed(settings.seed * 31 + i) for i in range(24)]
     stage.settle([batches(pick(len(images), settings.batch, g)) for g in generators])
-    last: dict[str, float] = json.loads(run.lines[-1])
     return last["accuracy"]
 
 

@@ -8,7 +8,9 @@ had happened.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..types import Condition, Conditioner, DiffAugError, Network, Schedule
-from .runs import Draws, Settings, averaged, descend
+from .runs import Draws, Resumable, Settings, averaged, descend, pick
 
-__all__ = ["Batch", "ClassifierStage", "NetworkStage", "Stage", "Told", "min_snr", "plain"]
+__all__ = ["Batch", "ClassifierStage", "NetworkStage", "Stage", "Told", "min_snr", "plain", "walk"]
 
 Batch = Mapping[str, Any]
 
@@ -49,6 +51,27 @@ class Stage(Protocol):
 def plain(x: Any) -> Tensor:
     """Without a MetaTensor's meta data, whose bookkeeping every operation of a training step would pay for."""
     return x.as_subclass(Tensor) if isinstance(x, Tensor) else torch.as_tensor(x)
+
+
+def walk(stage: Stage, folder: Path, batches: Callable[[Tensor], Mapping[str, Any]], n: int) -> dict[str, float]:
+    """Take a stage's steps, or those that are left, over ``n`` images; returns the last row of the log.
+
+    Args:
+        stage: what is trained.
+        folder: where checkpoint and log go.
+        batches: the images at the given positions (B,) and what goes with them.
+        n: how many there are.
+    """
+    run = Resumable(folder, stage.name, stage.settings, stage.state)
+
+    def one(step: int, generator: torch.Generator) -> Mapping[str, float]:
+        index = pick(n, stage.settings.batch, generator)
+        return stage.step(batches(index), step, Draws(generator))
+
+    run.walk(one, stage.check, check_every=10 * stage.settings.log_every)
+    stage.finish()
+    last: dict[str, float] = json.loads(run.lines[-1])
+    return last
 
 
 # ----------------------------------------------------------------------------------------------------------- network

@@ -5,7 +5,6 @@ What a step does is told in :mod:`.stages`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,31 +15,10 @@ from torch import Tensor, nn
 from ..types import Condition, Network, Schedule
 from .recognition import train_classifier, train_contrastive
 from .reconstruction import AutoencoderStage, psnr
-from .runs import Draws, Resumable, Settings, pick
-from .stages import NetworkStage, Stage, min_snr
+from .runs import Settings
+from .stages import NetworkStage, min_snr, walk
 
 __all__ = ["Settings", "min_snr", "psnr", "train_autoencoder", "train_classifier", "train_contrastive", "train_network"]
-
-
-def walk(stage: Stage, folder: Path, batches: Callable[[Tensor], Mapping[str, Any]], n: int) -> dict[str, float]:
-    """Take a stage's steps, or those that are left, over ``n`` images; returns the last row of the log.
-
-    Args:
-        stage: what is trained.
-        folder: where checkpoint and log go.
-        batches: the images at the given positions (B,) and what goes with them.
-        n: how many there are.
-    """
-    run = Resumable(folder, stage.name, stage.settings, stage.state)
-
-    def one(step: int, generator: torch.Generator) -> Mapping[str, float]:
-        index = pick(n, stage.settings.batch, generator)
-        return stage.step(batches(index), step, Draws(generator))
-
-    run.walk(one, stage.check, check_every=10 * stage.settings.log_every)
-    stage.finish()
-    last: dict[str, float] = json.loads(run.lines[-1])
-    return last
 
 
 def train_autoencoder(
