@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
 
 PLUGINS = [Path("/usr/share/orthanc/plugins"), Path("/usr/lib/orthanc/plugins")]
 REQUIRED = bool(os.environ.get("DIFFAUG_REQUIRE_PACS"))
@@ -60,6 +62,21 @@ class Archive:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=10) as answer:
             return json.load(answer)
 
+    def ready(self):
+        """Both services answer: a port that is open may still reset the first association."""
+        try:
+            socket.create_connection(("127.0.0.1", self.http), 1).close()
+        except OSError:
+            return False
+        entity = AE(ae_title="READER")
+        entity.add_requested_context(Verification)
+        association = entity.associate("127.0.0.1", self.dicom, ae_title=self.title)
+        if not association.is_established:
+            return False
+        echoed = association.send_c_echo()
+        association.release()
+        return bool(echoed)
+
     def clear(self):
         for patient in self.rest("/patients"):
             request = urllib.request.Request(f"http://127.0.0.1:{self.http}/patients/{patient}", method="DELETE")
@@ -98,15 +115,10 @@ def running(folder, *, dicom=None, http=None, **settings):
         archive.process = subprocess.Popen([orthanc, str(folder / "orthanc.json")], stdout=out, stderr=out, cwd=folder)
     try:
         end = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", archive.http), 1).close()
-                socket.create_connection(("127.0.0.1", archive.dicom), 1).close()
-                break
-            except OSError:
-                if archive.process.poll() is not None or time.monotonic() > end:
-                    raise AssertionError(f"Orthanc did not start:\n{log.read_text()[-2000:]}") from None
-                time.sleep(0.1)
+        while not archive.ready():
+            if archive.process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"Orthanc did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.1)
         yield archive
     finally:
         archive.process.terminate()

@@ -231,7 +231,7 @@ def test_a_password_is_used_and_never_shown(tmp_path, made):
 
 def test_an_archive_that_stops_midway(tmp_path, made, monkeypatch):
     """Killed between two files: one line that says how many are stored, and the next run sends the rest."""
-    monkeypatch.setattr(pacs, "_SECONDS", 3.0)
+    monkeypatch.setattr(pacs, "_SECONDS", 10.0)
     with running(tmp_path) as dying:
 
         def kill(done, total, name):
