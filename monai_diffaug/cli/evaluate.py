@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from monai_diffaug.cli.main import app, as_json, note
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from monai_diffaug.evaluation.groups import GroupScore
 
 
 @app.command("evaluate")
@@ -24,6 +30,9 @@ def evaluate(
     dims: Annotated[int | None, typer.Option(help="2 or 3; that of the first image unless given.")] = None,
     most: Annotated[int, typer.Option(help="Images of each set at most.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the random halves.")] = 0,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Field whose groups are scored too (sex, age, sex+age); may be repeated.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the scores here as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
@@ -32,6 +41,7 @@ def evaluate(
     Examples:
       diffaug evaluate test/datalist.json synthetic/datalist.json
       diffaug evaluate test/ synthetic/ --extractor brain_mri --extractor dinov2/ --out scores.json
+      diffaug evaluate test/datalist.json synthetic/datalist.json --by sex --by age
     """
     from rich.console import Console
     from rich.table import Table
@@ -40,7 +50,9 @@ def evaluate(
     from monai_diffaug.evaluation import evaluate as score
     from monai_diffaug.io.atomic import write_json
 
-    found = score(real, synthetic, extractors=extractor or (DEFAULT,), size=size, dims=dims, most=most, seed=seed)
+    found = score(
+        real, synthetic, extractors=extractor or (DEFAULT,), size=size, dims=dims, most=most, seed=seed, by=by or ()
+    )
     for line in found.skipped:
         note("skipped", line, "33")
     if out is not None:
@@ -50,13 +62,27 @@ def evaluate(
         return
     console = Console(width=max(Console().width, 100))
     console.print(f"{found.n_synthetic} synthetic against {found.n_real} real images, {found.dims}D", style="bold")
-    for by in dict.fromkeys(s.extractor for s in found.scores):
-        table = Table(title=f"by {by}" if by else "by the pixels themselves", title_justify="left")
+    for name in dict.fromkeys(s.extractor for s in found.scores):
+        table = Table(title=f"by {name}" if name else "by the pixels themselves", title_justify="left")
         for column in ("score", "value", "95 % interval", "real against real", "its interval", "n"):
             table.add_column(column, justify="left" if column == "score" else "right", no_wrap=True)
-        for s in (s for s in found.scores if s.extractor == by):
+        for s in (s for s in found.scores if s.extractor == name):
             ends = [f"{a:.4g} to {b:.4g}" for a, b in (s.interval, s.floor_interval)]
             style = "" if s.within_floor else "yellow"
             table.add_row(s.name, f"{s.value:.4g}", ends[0], f"{s.floor:.4g}", ends[1], str(s.n), style=style)
         console.print(table)
+    for name in dict.fromkeys(g.attribute for g in found.groups):
+        console.print(_grouped(name, [g for g in found.groups if g.attribute == name]))
     typer.echo("Colored: not as real images score against each other.")
+
+
+def _grouped(attribute: str, rows: Sequence[GroupScore]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"by {attribute}", title_justify="left")
+    for column in ("score", "group", "value", "95 % interval", "real against real", "its interval", "n"):
+        table.add_column(column, justify="left" if column in ("score", "group") else "right", no_wrap=True)
+    for s in sorted(rows, key=lambda s: s.score):
+        ends = [f"{a:.4g} to {b:.4g}" for a, b in (s.interval, s.floor_interval)]
+        table.add_row(s.score, s.group, f"{s.value:.4g}", ends[0], f"{s.floor:.4g}", ends[1], str(s.n))
+    return table

@@ -20,12 +20,11 @@ from ..metrics.neighbors import prdc
 from ..metrics.variety import between_pairs, inception_score, perceptual, ssim_of, vendi
 from ..primitives.fitting import fit
 from ..types import DiffAugError
+from .groups import GroupScore, of_groups
 from .images import Pictures, contract_of_size, pictures
+from .planes import by_plane, features_of
 
 __all__ = ["Evaluation", "Score", "evaluate"]
-
-PLANES = 3
-CUTS = 5  # slices of each plane of a volume, over its middle three fifths
 
 Pair = Callable[[Tensor, Tensor], float]
 
@@ -73,6 +72,7 @@ class Evaluation:
     scores: tuple[Score, ...]
     skipped: tuple[str, ...]
     seed: int
+    groups: tuple[GroupScore, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Serialize."""
@@ -81,28 +81,6 @@ class Evaluation:
 
 def _score(name: str, found: Floored, extractor: str, good: str) -> Score:
     return Score(name, found.score, found.interval, found.floor, found.floor_interval, found.n, extractor, good)
-
-
-def _cuts(volumes: Tensor) -> Tensor:
-    """(N, 3 planes, CUTS, C, side, side): slices of volumes (N, C, S, S, S) along each axis."""
-    side = volumes.shape[2]
-    where = torch.linspace(0.2 * (side - 1), 0.8 * (side - 1), CUTS).round().long().tolist()
-    planes = [torch.stack([volumes.select(axis, k) for k in where], dim=1) for axis in (2, 3, 4)]
-    return torch.stack(planes, dim=1)
-
-
-def _features(found: Extractor, images: Tensor) -> Tensor:
-    """(N, D); of volumes with a 2D network (N, planes x cuts x D), see :func:`_by_plane`."""
-    if images.ndim == 4 or found.dims == 3:
-        return found(images)
-    cuts = _cuts(images)
-    return found(cuts.flatten(0, 2)).reshape(len(images), -1)
-
-
-def _by_plane(score: Pair, a: Tensor, b: Tensor) -> float:
-    """A score of slices, averaged over the three planes: the 2.5D form of NVIDIA's MAISI and others."""
-    sets = [x.reshape(len(x), PLANES, CUTS, -1).transpose(0, 1).flatten(1, 2) for x in (a, b)]
-    return sum(score(x, y) for x, y in zip(*sets, strict=True)) / PLANES
 
 
 def _of_made(score: Callable[[Tensor], float], made: Tensor, _: Tensor) -> float:
@@ -118,10 +96,10 @@ def _distances(flat: bool) -> Iterable[tuple[str, Pair, str]]:
     """Name, score and what is good, for sets of features."""
     kind = "" if flat else "_2.5d"
     for name, score, good in (("fid", fid, "low"), ("kid", kid, "low")):
-        yield f"{name}{kind}", score if flat else partial(_by_plane, score), good
+        yield f"{name}{kind}", score if flat else partial(by_plane, score), good
     for key, good in (("precision", "floor"), ("recall", "floor"), ("density", "floor"), ("coverage", "floor")):
         score = partial(_neighbors, key)
-        yield f"{key}{kind}", score if flat else partial(_by_plane, score), good
+        yield f"{key}{kind}", score if flat else partial(by_plane, score), good
     yield f"vendi{kind}", partial(_of_made, vendi), "floor"
 
 
@@ -138,7 +116,7 @@ def _pairwise_perceptual(found: Extractor, images: Tensor, pairs: int = 48, seed
 
 def _by_extractor(found: Extractor, real: Pictures, made: Pictures, how: dict[str, Any]) -> list[Score]:
     flat = real.images.ndim == 4 or found.dims == 3
-    a, b = _features(found, made.images), _features(found, real.images)
+    a, b = features_of(found, made.images), features_of(found, real.images)
     scores = [_score(n, floored(s, a, b, **how), found.name, g) for n, s, g in _distances(flat)]
     if found.classify is not None and flat:
         p, q = found.probabilities(made.images), found.probabilities(real.images)
@@ -209,6 +187,7 @@ def evaluate(
     most: int = 1000,
     draws: int = 20,
     seed: int = 0,
+    by: Sequence[str] = (),
 ) -> Evaluation:
     """Every score of a set of synthetic images against real ones, with intervals and noise floors.
 
@@ -223,9 +202,10 @@ def evaluate(
         most: images of each set at most.
         draws: halves.
         seed: of the halves.
+        by: attributes by whose groups quality is told as well, see :func:`~.groups.of_groups`.
 
     Raises:
-        DiffAugError: too few images, unlike dimensions or channels, or an unknown extractor.
+        DiffAugError: too few images, unlike dimensions or channels, an unknown extractor or attribute.
     """
     a = synthetic if isinstance(synthetic, Pictures) else pictures(synthetic, size, dims, most)
     b = real if isinstance(real, Pictures) else pictures(real, size, dims, most)
@@ -240,6 +220,7 @@ def evaluate(
     steps: list[Callable[[], list[Score]]] = [partial(_by_extractor, x, b, a, how) for x in known]
     steps += [partial(_by_pixels, b, a, how), partial(_by_anatomy, b, a, how), partial(_to_source, a, size, seed)]
     scores = [s for step in track(steps, description="scoring", transient=True) for s in step()]
+    by_group = [g for name in by for g in of_groups(b, a, name, extractor=known[0], draws=draws, seed=seed)]
     return Evaluation(
         str(real) if not isinstance(real, Pictures) else "images",
         str(synthetic) if not isinstance(synthetic, Pictures) else "images",
@@ -251,4 +232,5 @@ def evaluate(
         tuple(scores),
         (*a.skipped, *b.skipped),
         seed,
+        tuple(by_group),
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..types import DiffAugError
 
-__all__ = ["Floored", "copies", "fid", "floored", "kid"]
+__all__ = ["Floored", "copies", "drawn", "fid", "floored", "kid", "of_draws"]
 
 
 def _check(a: Tensor, b: Tensor) -> None:
@@ -82,6 +82,57 @@ def _half(groups: Sequence[str] | None, order: Tensor, n: int) -> tuple[Tensor, 
     return order[inside][:n], order[~inside][:n]
 
 
+def drawn(
+    score: Callable[[Tensor, Tensor], float],
+    made: Tensor,
+    real: Tensor,
+    *,
+    n: int | None = None,
+    draws: int = 20,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+) -> tuple[Tensor, Tensor, int]:
+    """Scores of made against real (draws,) and of real against real (draws,) by halves; and how large these were.
+
+    The arguments are those of :func:`floored`.
+
+    Raises:
+        DiffAugError: there are too few images, or all real ones are of one patient.
+    """
+    n = min(n or len(real) // 2, len(real) // 2, len(made) // 2)
+    if n < 2:
+        raise DiffAugError(
+            f"{len(made)} synthetic and {len(real)} real images cannot be scored: give at least 4 of each"
+        )
+    if groups is not None and len(set(groups)) < 2:
+        raise DiffAugError("all real images are of one patient, so there is no floor: give images of several patients")
+    generator = torch.Generator().manual_seed(seed)
+    halves = [_half(groups, torch.randperm(len(real), generator=generator), n) for _ in range(draws)]
+    n = min(n, *(len(side) for pair in halves for side in pair))
+    scores, floors = [], []
+    for one, two in halves:
+        first, second = real[one[:n]], real[two[:n]]
+        picked = made[torch.randperm(len(made), generator=generator)[:n]]
+        scores.append(score(picked, first))
+        floors.append(score(second, first))
+    return torch.tensor(scores, dtype=torch.float64), torch.tensor(floors, dtype=torch.float64), n
+
+
+def of_draws(scores: Tensor, floors: Tensor, n: int) -> Floored:
+    """Means, spreads and 95 % intervals of what :func:`drawn` gave."""
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = (torch.quantile(x, ends).tolist() for x in (scores, floors))
+    return Floored(
+        float(scores.mean()),
+        float(scores.std()),
+        float(floors.mean()),
+        float(floors.std()),
+        n,
+        (low[0], low[1]),
+        (high[0], high[1]),
+    )
+
+
 def floored(
     score: Callable[[Tensor, Tensor], float],
     made: Tensor,
@@ -109,28 +160,7 @@ def floored(
     Raises:
         DiffAugError: there are too few images, or all real ones are of one patient.
     """
-    n = min(n or len(real) // 2, len(real) // 2, len(made) // 2)
-    if n < 2:
-        raise DiffAugError(
-            f"{len(made)} synthetic and {len(real)} real images cannot be scored: give at least 4 of each"
-        )
-    if groups is not None and len(set(groups)) < 2:
-        raise DiffAugError("all real images are of one patient, so there is no floor: give images of several patients")
-    generator = torch.Generator().manual_seed(seed)
-    halves = [_half(groups, torch.randperm(len(real), generator=generator), n) for _ in range(draws)]
-    n = min(n, *(len(side) for pair in halves for side in pair))
-    scores, floors = [], []
-    for one, two in halves:
-        first, second = real[one[:n]], real[two[:n]]
-        picked = made[torch.randperm(len(made), generator=generator)[:n]]
-        scores.append(score(picked, first))
-        floors.append(score(second, first))
-    a, b = torch.tensor(scores, dtype=torch.float64), torch.tensor(floors, dtype=torch.float64)
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = (torch.quantile(x, ends).tolist() for x in (a, b))
-    return Floored(
-        float(a.mean()), float(a.std()), float(b.mean()), float(b.std()), n, (low[0], low[1]), (high[0], high[1])
-    )
+    return of_draws(*drawn(score, made, real, n=n, draws=draws, seed=seed, groups=groups))
 
 
 def copies(made: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -> tuple[float, Tensor, Tensor]:
