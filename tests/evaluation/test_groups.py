@@ -112,7 +112,7 @@ def test_groups_that_cannot_be_told_apart_get_no_corrected_share():
 
 
 def test_what_the_fields_say():
-    assert [group_of({"age": a}, "", "age") for a in (61, "061Y", "6M", 17.9, 80, "60-79", None)] == [
+    assert [group_of({"age": a}, "", "age") for a in (61, "061Y", "96M", 17.9, 80, "60-79", None)] == [
         "60-79", "60-79", "0-17", "0-17", "80+", "60-79", "unknown",
     ]  # fmt: skip
     assert group_of({"sex": "F", "age": "045Y"}, "", "sex+age") == "female 40-59"
