@@ -1,0 +1,273 @@
+"""Does it help: curves of a score against the number of labelled patients, and the comparisons with the control."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from .plots import Point, Series, curves, effect, swatch
+from .run import Run, faults_of
+from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, count, interval, name_of, number, plain, wraps
+
+__all__ = ["Utility", "utility"]
+
+LEVEL = 0.05
+ROWS = 60  # comparisons in the table at most
+CURVES = 2  # scores that get curves
+ARMS = 8  # curves in one plot at most
+CONTROLS = ("real", "classical")
+SYNTHETIC = ("diffusion", "synthetic_only", "pretraining")
+CHECKS = ("duplicated", "shuffled", "oracle")
+LOW_IS_GOOD = ("false_positive_area", "false_positives", "hd95", "loss", "error")
+
+Result = Mapping[str, Any]
+Patients = int | str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plot and its key."""
+
+    title: str
+    plot: Markup
+    key: list[tuple[Markup, str]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against its control."""
+
+    arm: str
+    control: str
+    patients: str
+    ratio: str
+    metric: str
+    difference: str
+    ends: str
+    p: str
+    p_corrected: str
+    plot: Markup
+    verdict: str
+    sure: bool
+
+
+@dataclass(frozen=True)
+class Utility:
+    """The whole section."""
+
+    study: str
+    task: str
+    generator: str
+    seeds: int
+    n_test: str
+    charts: list[Chart]
+    table: tuple[list[str], list[tuple[str, list[str]]]]
+    comparisons: list[Comparison]
+    left_out: int
+    metric: str
+    verdict: Verdict
+    groups: list[tuple[str, list[str], list[tuple[str, list[str]]]]]
+
+
+def utility(run: Run) -> Utility | None:
+    """What ``diffaug utility`` found; nothing if it was not run."""
+    data = run.parts.get("utility")
+    if data is None:
+        return None
+    with faults_of(run, "utility"):
+        results: list[Result] = list(data["results"])
+        metrics = [str(m) for m in data.get("metrics") or sorted({m for r in results for m in r["metrics"]})]
+        kinds = {str(a["name"]): str(a.get("kind", "")) for a in data.get("arms", ())}
+        compared = list(data.get("comparisons", ()))
+        first = metrics[0]
+        mine = [c for c in compared if c["metric"] == first]
+        rows = _compared(mine[:ROWS])
+        tested = {c["n_patients"] for c in compared if c.get("n_patients")}
+        made_by = data.get("generator") or {}
+        return Utility(
+            run.scrubbed(data.get("study", "")), run.scrubbed(plain(data.get("task", ""))), _generator(run, made_by),
+            len({r.get("seed") for r in results}), wraps([number(n) for n in sorted(tested)], "or"),
+            [c for m in metrics[:CURVES] for c in _charts(results, kinds, m)], _table(results, kinds, first), rows,
+            len(mine) - len(rows), name_of(first)[0], _verdict(mine, kinds, first), _groups(run, results, first),
+        )  # fmt: skip
+
+
+def _generator(run: Run, g: Mapping[str, Any]) -> str:
+    if not g:
+        return "not named"
+    said = f"{run.scrubbed(g.get('name', ''))} ({str(g.get('digest', ''))[:12]})"
+    seen = g.get("patients_seen")
+    return f"{said}, trained on {count(seen, 'patient')}" if isinstance(seen, int) else said
+
+
+# -------------------------------------------------------------------------------------------------------------- curves
+
+
+def _order(patients: Iterable[Patients]) -> list[Patients]:
+    """Numbers first, then ``all``."""
+    return sorted(set(patients), key=lambda p: (not isinstance(p, int), p if isinstance(p, int) else 0, str(p)))
+
+
+def _line_name(r: Result, several: bool) -> str:
+    return f"{r['arm']}, {number(r['ratio'])} : 1" if several and r.get("ratio") else str(r["arm"])
+
+
+def _lines(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results by arm, and by ratio where an arm has several."""
+    ratios: dict[str, set[Any]] = {}
+    for r in results:
+        ratios.setdefault(str(r["arm"]), set()).add(r.get("ratio"))
+    lines: dict[str, list[Result]] = {}
+    for r in results:
+        lines.setdefault(_line_name(r, len(ratios[str(r["arm"])]) > 1), []).append(r)
+    return lines
+
+
+def _charts(results: Sequence[Result], kinds: Mapping[str, str], metric: str) -> list[Chart]:
+    """The synthetic arms beside both controls, then the other arms beside them."""
+    lines = _lines([r for r in results if _value(r, metric) is not None])
+    order = _order(r["patients"] for r in results)
+    kind = {name: kinds.get(str(rows[0]["arm"]), "") for name, rows in lines.items()}
+    controls = [n for n in lines if kind[n] in CONTROLS]
+    synthetic = [n for n in lines if kind[n] in SYNTHETIC or kind[n] not in (*CONTROLS, *SYNTHETIC, *CHECKS, *_MIXES)]
+    others = [n for n in lines if n not in controls and n not in synthetic]
+    called = name_of(metric)[0]
+    charts = []
+    for title, names in ((f"{called}: synthetic images", synthetic), (f"{called}: other augmentation, checks", others)):
+        room = ARMS - len(controls)
+        for i in range(0, len(names), room):
+            chosen = [*controls, *names[i : i + room]]
+            series = [Series(n, _points(lines[n], metric, order), j, kind[n] == "real") for j, n in enumerate(chosen)]
+            plot = curves(f"{title}; {_spoken(series, order)}", series, [str(p) for p in order], "labelled patients")
+            charts.append(Chart(title, plot, [(swatch(s.style), s.name) for s in series]))
+    return charts
+
+
+_MIXES = ("mixup", "cutout", "cutmix", "patchshuffle")
+
+
+def _spoken(series: Sequence[Series], order: Sequence[Patients]) -> str:
+    """The curves in words, for those who cannot see them."""
+    return "; ".join(f"{s.name}: " + ", ".join(f"{number(p.y)} with {order[p.x]}" for p in s.points) for s in series)
+
+
+def _value(r: Result, metric: str) -> float | None:
+    value = r["metrics"].get(metric)
+    return float(value) if isinstance(value, int | float) and value == value else None
+
+
+def _points(rows: Sequence[Result], metric: str, order: Sequence[Patients]) -> tuple[Point, ...]:
+    """Mean over seeds, and the lowest and highest of them."""
+    points = []
+    for i, patients in enumerate(order):
+        values = [v for r in rows if r["patients"] == patients and (v := _value(r, metric)) is not None]
+        if values:
+            points.append(Point(i, sum(values) / len(values), min(values), max(values)))
+    return tuple(points)
+
+
+def _table(results: Sequence[Result], kinds: Mapping[str, str], metric: str) -> tuple[list[str], list[tuple[str, list[str]]]]:  # fmt: skip
+    """Means of the first score: a line an arm, a column a number of patients."""
+    order = _order(r["patients"] for r in results)
+    rows = []
+    for name, found in _lines(results).items():
+        points = {p.x: p for p in _points(found, metric, order)}
+        cells = [number(points[i].y) if i in points else "–" for i in range(len(order))]
+        rows.append((name, cells))
+    return [str(p) for p in order], rows
+
+
+def _groups(run: Run, results: Sequence[Result], metric: str) -> list[tuple[str, list[str], list[tuple[str, list[str]]]]]:  # fmt: skip
+    """The first score of each group of patients, all labelled patients, mean over seeds."""
+    if not results:
+        return []
+    most = _order(r["patients"] for r in results)[-1]
+    rows = [r for r in results if r["patients"] == most and r.get("per_group")]
+    attributes: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for r in rows:
+        for attribute, by in r["per_group"].items():
+            for group, said in by.items():
+                value = said.get(metric) if isinstance(said, Mapping) else said
+                if isinstance(value, int | float) and value == value:
+                    attributes.setdefault(attribute, {}).setdefault(str(r["arm"]), {}).setdefault(group, []).append(value)
+    tables = []
+    for attribute, arms in attributes.items():
+        names = sorted({g for by in arms.values() for g in by})
+        lines = [(a, [number(sum(by[g]) / len(by[g])) if g in by else "–" for g in names]) for a, by in arms.items()]
+        tables.append((f"{plain(attribute)}, {most} labelled patients", [run.scrubbed(n) for n in names], lines))
+    return tables
+
+
+# --------------------------------------------------------------------------------------------------------- comparisons
+
+
+def _better(c: Mapping[str, Any]) -> float:
+    """The difference, positive where the arm is better."""
+    low = str(c["metric"]).startswith(LOW_IS_GOOD)
+    return -float(c["difference"]) if low else float(c["difference"])
+
+
+def _sure(c: Mapping[str, Any]) -> bool:
+    p = c.get("p_corrected", c.get("p"))
+    return p is not None and p < LEVEL
+
+
+def _chance(p: Any) -> str:
+    if not isinstance(p, int | float):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _compared(rows: Sequence[Mapping[str, Any]]) -> list[Comparison]:
+    ends = [v for c in rows for v in (*(c.get("interval") or ()), c["difference"])]
+    most = max((abs(float(v)) for v in ends), default=1.0) * 1.05 or 1.0
+    found = []
+    for c in rows:
+        verdict = ("better" if _better(c) > 0 else "worse") if _sure(c) else "not shown to differ"
+        title = f"{c['arm']} less {c['control']}: {number(c['difference'])} ({interval(c.get('interval'))}), {verdict}"
+        ratio = f"{number(c['ratio'])} : 1" if c.get("ratio") else "–"
+        plot = effect(title, float(c["difference"]), c.get("interval"), (-most, most), _sure(c))
+        found.append(
+            Comparison(
+                str(c["arm"]), str(c["control"]), str(c["patients"]), ratio, name_of(c["metric"])[0],
+                signed(c["difference"]), interval(c.get("interval")), _chance(c.get("p")),
+                _chance(c.get("p_corrected")), plot, verdict, _sure(c),
+            )
+        )  # fmt: skip
+    return found
+
+
+def signed(value: Any) -> str:
+    """With its sign."""
+    return f"+{number(value)}" if isinstance(value, int | float) and value > 0 else number(value)
+
+
+def _verdict(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], metric: str) -> Verdict:
+    """Over the arms with synthetic images, against the control with classical augmentation."""
+    mine = [c for c in rows if kinds.get(str(c["arm"]), "diffusion") in SYNTHETIC]
+    classical = [c for c in mine if kinds.get(str(c["control"])) == "classical"]
+    mine = classical or mine
+    if not mine:
+        return Verdict(UNKNOWN, "Not judged", "The study compares no synthetic arm with a control.")
+    against = "classical augmentation" if classical else "the control"
+    better, worse = ([c for c in mine if _sure(c) and (_better(c) > 0) == up] for up in (True, False))
+    head = f"{count(len(mine), 'comparison')} with {against} ({name_of(metric)[0]})"
+    said = f"{head}: {len(better)} better, {len(worse)} worse, {len(mine) - len(better) - len(worse)} not shown to differ."
+    if better:
+        top = max(better, key=_better)
+        said += f" Largest gain {signed(top['difference'])}, {top['arm']} with {_patients(top['patients'])}."
+    if worse and not better:
+        low = min(worse, key=_better)
+        said += f" Largest loss {number(low['difference'])}, {low['arm']} with {_patients(low['patients'])}."
+    if better:
+        return Verdict(*((CAUTION, "In part") if worse else (GOOD, "Yes")), said)
+    return Verdict(*((BAD, "No, it harms") if worse else (CAUTION, "Not shown")), said)
+
+
+def _patients(p: Patients) -> str:
+    return count(p, "labelled patient") if isinstance(p, int) else f"{p} labelled patients"
+
+

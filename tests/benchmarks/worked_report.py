@@ -1,0 +1,115 @@
+"""The worked report of docs/reports/brain_mri: slices of training patients varied, judged on patients never seen.
+
+    python -m tests.benchmarks.worked_report DATA OUT [--utility FILE]
+
+DATA holds brain_lgg_2d and brain_lgg_3d. What is done already in OUT is kept: remove a file to have it made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from monai_diffaug.domains import part_of
+from monai_diffaug.io.atomic import write_json
+
+SIZE = 96
+SEXES = {"1": "sex code 1", "2": "sex code 2"}  # the source does not say which is which
+METHODS = ("da_fusion", "healthy_counterfactual")
+
+
+def rows(data: Path) -> list[dict[str, str]]:
+    """Slices of brain_lgg_2d with their patients' sex and age from brain_lgg_3d."""
+    with (data / "brain_lgg_3d/dev/labels.csv").open(newline="") as f:
+        about = {r["patient"]: r for r in csv.DictReader(f)}
+    with (data / "brain_lgg_2d/dev/labels.csv").open(newline="") as f:
+        return [{**about.get(r["patient"], {}), **r} for r in csv.DictReader(f)]
+
+
+def entry(row: dict[str, str], data: Path, out: Path, number: int) -> dict[str, object]:
+    """Write one FLAIR slice and its mask; returns its line of the datalist."""
+    names = {k: f"{k}/slice{number:03d}.png" for k in ("images", "masks")}
+    for kind, column in (("images", "file"), ("masks", "mask")):
+        picture = Image.open(data / "brain_lgg_2d/dev" / row[column])
+        picture = picture.getchannel("G") if kind == "images" else picture.convert("L")
+        how = Image.Resampling.BOX if kind == "images" else Image.Resampling.NEAREST
+        (out / names[kind]).parent.mkdir(parents=True, exist_ok=True)
+        picture.resize((SIZE, SIZE), how).save(out / names[kind])
+    said = {"image": names["images"], "label": names["masks"], "class": ("healthy", "tumor")[int(row["tumour"])]}
+    said |= {"patient": row["patient"], "site": row["site"]}
+    if row.get("gender"):
+        said["sex"] = SEXES.get(row["gender"], "unknown")
+    if row.get("age", "").isdigit():
+        said["age"] = int(row["age"])
+    return said
+
+
+def typical(found: list[dict[str, str]], kind: str) -> list[dict[str, str]]:
+    """Of each patient the slice with most of the lesion, or the lesion-free one nearest the middle of the head."""
+
+    def place(r: dict[str, str]) -> float:
+        return abs(int(r["slice"]) / int(r["n_slices"]) - 0.55) if kind == "0" else -int(r["lesion_pixels"])
+
+    best: dict[str, dict[str, str]] = {}
+    for r in sorted((r for r in found if r["tumour"] == kind), key=place):
+        best.setdefault(r["patient"], r)
+    return [best[p] for p in sorted(best)]
+
+
+def write_slices(data: Path, out: Path, part: str, most: int | None) -> Path:
+    """A datalist of one part's slices; if of ``most``, one a patient, with a lesion and without one by turns."""
+    chosen = [r for r in rows(data) if part_of(r["patient"]) == part]
+    if most:
+        without, lesion = (typical(chosen, kind) for kind in "01")
+        chosen = [r for pair in zip(without[: most // 2], lesion[-(most // 2) :], strict=True) for r in pair]
+    entries = [entry(r, data, out, i) for i, r in enumerate(chosen, 1)]
+    head = {"licence": "CC BY-NC-SA 4.0 (images CC BY 3.0, masks CC BY-NC-SA 4.0)"}
+    write_json(out / "datalist.json", {**head, "training": entries})
+    return out / "datalist.json"
+
+
+def diffaug(*words: object) -> int:
+    """Run a command as a user does; 1 is a verdict, anything above it a fault."""
+    print("diffaug", *words, flush=True)
+    done = subprocess.run([sys.executable, "-m", "monai_diffaug", *map(str, words)], check=False).returncode
+    if done > 1:
+        raise SystemExit(done)
+    return done
+
+
+def main() -> None:
+    """Every step that is not done yet, then the report."""
+    said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    said.add_argument("data", type=Path)
+    said.add_argument("out", type=Path)
+    said.add_argument("--utility", type=Path, help="utility.json of a study of the same backbone")
+    told = said.parse_args()
+    told.out.mkdir(parents=True, exist_ok=True)
+    few, train, test = (told.out / k for k in ("slices", "train", "test"))
+    for folder, part, most in ((few, "train", 40), (train, "train", None), (test, "test", None)):
+        if not (folder / "datalist.json").is_file():
+            write_slices(told.data, folder, part, most)
+    run = told.out / "run"
+    if not (run / "datalist.json").is_file():
+        methods = [w for m in METHODS for w in ("--method", m)]
+        diffaug("expand", few, "--backbone", "brain_mri", *methods, "--out", run)
+    if not (run / "scores.json").is_file():
+        diffaug("evaluate", test, run, "--extractor", "brain_mri", "--out", run / "scores.json")
+    if not (run / "audit.json").is_file():
+        diffaug("audit", train, run, "--unseen", test, "--extractor", "brain_mri", "--size", SIZE,
+                "--out", run / "audit.json")  # fmt: skip
+    if told.utility and told.utility.is_file():
+        shutil.copy(told.utility, run / "utility.json")
+    diffaug("report", run, "--out", told.out / "report.html")
+    print(json.dumps({p.name: p.stat().st_size for p in sorted(run.glob("*.json"))}))
+
+
+if __name__ == "__main__":
+    main()
