@@ -1,0 +1,141 @@
+"""The cells of a study (arm, labelled patients, ratio, seed), each trained once and kept as one file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...io import atomic
+from .arms import Batches, borrowed, others_than
+from .data import Pool, labelled
+from .downstream import task_of, trained
+from .study import Arm, Study
+
+__all__ = ["Cell", "Done", "Trainer", "cells_of"]
+
+Made = Callable[["Arm", "Cell", "list[str]"], Pool]
+
+FORMAT = 1
+"""Goes up when a training comes out otherwise for the same study: cells of before are then trained anew."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    arm: Arm
+    patients: int | str
+    ratio: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        ratio = f", {self.ratio:g} to 1" if self.ratio else ""
+        return f"{self.arm.name}, {self.patients} patients{ratio}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A cell that was trained: ``images`` it was trained on (real and added), what it said, seconds it took."""
+
+    cell: Cell
+    images: tuple[int, int]
+    outputs: Mapping[str, Any]
+    seconds: float
+
+
+def cells_of(study: Study) -> list[Cell]:
+    """All of them, seed by seed, so that a study that was stopped shows every arm."""
+    return [
+        Cell(arm, n, float(ratio), seed)
+        for seed in study.seeds
+        for n in study.patients
+        for arm in study.arms
+        if n in study.patients_of(arm)
+        for ratio in study.ratios_of(arm)
+    ]
+
+
+class Trainer:
+    """Trains cells, or reads what was trained before.
+
+    Args:
+        study: the study.
+        pools: real images, ``train``, ``validation`` and ``test``.
+        folder: where the cells' files are.
+        made: the synthetic images of an arm for the labelled patients of a cell.
+    """
+
+    def __init__(self, study: Study, pools: Mapping[str, Pool], folder: Path, made: Made):
+        self.study, self.pools, self.folder, self.made = study, pools, folder, made
+        self.task = task_of(study)
+        self._test = pools["test"].digest
+
+    def added(self, cell: Cell, patients: list[str], real: Pool) -> Pool | None:
+        """What a cell's arm adds to the real images."""
+        arm = cell.arm
+        if not arm.synthetic:
+            return None
+        needs = arm.kind not in ("duplicated", "oracle")
+        pool = self.made(self.study.source_of(arm), cell, patients) if needs else real.at([])
+        others = others_than(patients, self.pools["train"], self.pools["validation"])
+        return borrowed(arm, pool, real, others, cell.ratio, cell.seed)
+
+    def batches(self, cell: Cell, added: Pool | None = None) -> Batches:
+        """Of a cell, with what its arm adds."""
+        real = self.pools["train"].of(labelled(self.pools["train"], cell.patients, cell.seed))
+        return Batches(self.study, cell.arm, real, added, cell.ratio, cell.seed)
+
+    def __call__(self, cell: Cell) -> Done:
+        """Train a cell unless its file is there."""
+        patients = labelled(self.pools["train"], cell.patients, cell.seed)
+        real = self.pools["train"].of(patients)
+        added = self.added(cell, patients, real)
+        key = self._key(cell, real, added)
+        file = self.folder / f"{key[:20]}.json"
+        known = _read(file, key)
+        images = (0 if cell.arm.kind == "synthetic_only" else len(real), 0 if added is None else len(added))
+        if known is None:
+            batches = self.batches(cell, added)
+            batches.check()
+            module, seconds = trained(self.task, self.study.training, batches, cell.seed)
+            with torch.no_grad():
+                outputs = self.task.outputs(module, self.pools["test"])
+            known = {"key": key, "cell": cell.name, "images": images, "outputs": outputs, "seconds": round(seconds, 2)}
+            atomic.write_json(file, known)
+        return Done(cell, images, known["outputs"], float(known["seconds"]))
+
+    def _key(self, cell: Cell, real: Pool, added: Pool | None) -> str:
+        """Digest of everything that the outcome depends on."""
+        what = {
+            "format": FORMAT,
+            "task": self.study.task,
+            "size": self.study.size,
+            "classes": self.study.classes,
+            "training": asdict(self.study.training),
+            "kind": cell.arm.kind,
+            "classical": cell.arm.classical,
+            "ratio": cell.ratio,
+            "seed": cell.seed,
+            "real": real.digest,
+            "added": None if added is None else added.digest,
+            "test": self._test,
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _read(file: Path, key: str) -> dict[str, Any] | None:
+    try:
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return known if known.get("key") == key else None
+
+
