@@ -21,28 +21,34 @@ def review(
     title: Annotated[str, typer.Option(help="Shown on the page.")] = "Reader study",
     size: Annotated[int, typer.Option(help="Side that images are fitted to.")] = 96,
     seed: Annotated[int, typer.Option(help="Of choice and order.")] = 0,
+    captions: Annotated[bool, typer.Option("--captions", help="Say what each picture is to show: its class.")] = False,
+    planted: Annotated[float, typer.Option(help="With --captions: share of real pictures with a wrong one.")] = 0.1,
     port: Annotated[int, typer.Option(help="Of the page, on this machine only.")] = 8765,
     analyze: Annotated[bool, typer.Option("--analyze", help="Say what the answers of a study say.")] = False,
     json: Annotated[bool, typer.Option("--json", help="With --analyze: as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="With --analyze: write it here, such as RUN/readers.json.")] = None,
 ) -> None:
     """Serve a blinded reader study on this machine, or analyze its answers.
 
     Examples:
       diffaug review test/datalist.json synthetic/datalist.json --study study.sqlite
       diffaug review study.sqlite
-      diffaug review study.sqlite --analyze
+      diffaug review study.sqlite --analyze --out synthetic/readers.json
     """
     from monai_diffaug.evaluation import pictures
+    from monai_diffaug.io.atomic import write_json
     from monai_diffaug.report import reading
 
     if analyze:
         found = reading.analyze(reading.open_study(real))
+        if out is not None:
+            write_json(out, found)
         as_json(found) if json else _told(found)
         return
     opened = (
         reading.create(
             study, pictures(real, size), pictures(synthetic, size), n=n, repeats=repeats, marks=mark or (), title=title,
-            seed=seed,
+            seed=seed, captions=captions, planted=planted,
         )
         if synthetic
         else reading.open_study(real)
@@ -68,6 +74,9 @@ def _told(found: dict[str, Any]) -> None:
     if "not_told_apart" in pooled:
         told = "not told apart from real" if pooled["not_told_apart"] else "not shown to be as real"
         typer.echo(f"synthetic images are {told} (accuracy within 10 points of a half, two one-sided tests at 5 %)")
+    if found["captions"]:
+        caught = {k: v["value"] for k, v in found["captions"].items() if v["value"] is not None}
+        typer.echo("wrong captions: " + ", ".join(f"{k} {v:.0%}" for k, v in caught.items()))
     for key, kinds in found["marks"].items():
         means = ", ".join(f"{kind} {v['mean']:.1f}" for kind, v in kinds.items())
         typer.echo(f"{key}: {means}")

@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _showings(self, reader: str) -> list[dict[str, Any]]:
         shown = self.study.showings(reader)
-        return [{"position": s.position, "token": s.token, "answers": s.answers} for s in shown]
+        return [vars(s) for s in shown]
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

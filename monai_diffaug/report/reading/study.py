@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ QUESTIONS = (
 _TABLES = """
 CREATE TABLE study (id INTEGER PRIMARY KEY CHECK (id = 1), about TEXT NOT NULL);
 CREATE TABLE pictures (token TEXT PRIMARY KEY, png BLOB NOT NULL, synthetic INTEGER NOT NULL, path TEXT NOT NULL,
-    kind TEXT NOT NULL);
+    kind TEXT NOT NULL, caption TEXT NOT NULL, planted INTEGER NOT NULL);
 CREATE TABLE showings (reader TEXT, position INTEGER, token TEXT NOT NULL, again INTEGER NOT NULL,
     PRIMARY KEY (reader, position));
 CREATE TABLE answers (reader TEXT, position INTEGER, question TEXT, value INTEGER NOT NULL, seconds REAL NOT NULL,
@@ -63,10 +63,11 @@ CREATE TABLE answers (reader TEXT, position INTEGER, question TEXT, value INTEGE
 
 @dataclass(frozen=True)
 class Shown:
-    """One showing to one reader: its place, its picture, and the marks given so far."""
+    """One showing to one reader: its place, its picture and what is said of it, and the marks given so far."""
 
     position: int
     token: str
+    caption: str
     answers: dict[str, int]
 
 
@@ -147,8 +148,12 @@ class Study:
         """All that a reader is shown, in order, with the marks given."""
         self.enroll(reader)
         with self._opened() as c:
-            rows = c.execute("SELECT position, token FROM showings WHERE reader = ? ORDER BY position", (reader,))
-            shown = {p: Shown(p, t, {}) for p, t in rows.fetchall()}
+            rows = c.execute(
+                "SELECT position, token, caption FROM showings JOIN pictures USING (token) WHERE reader = ? "
+                "ORDER BY position",
+                (reader,),
+            )
+            shown = {p: Shown(p, t, caption, {}) for p, t, caption in rows.fetchall()}
             for p, q, v in c.execute("SELECT position, question, value FROM answers WHERE reader = ?", (reader,)):
                 shown[p].answers[q] = v
         return list(shown.values())
@@ -174,13 +179,14 @@ class Study:
             )
 
     def table(self) -> list[dict[str, object]]:
-        """Every mark with its key: reader, position, token, whether shown again, synthetic or not, path, kind."""
-        columns = ("reader", "position", "token", "again", "synthetic", "path", "kind", "question", "value", "seconds")
+        """Every mark with its key: who and where, whether shown again, synthetic, path, kind, caption, wrong or not."""
+        columns: tuple[str, ...] = ("reader", "position", "token", "again", "synthetic", "path", "kind")
+        columns += ("caption", "planted", "question", "value", "seconds")
         with self._opened() as c:
             rows = c.execute(
-                "SELECT a.reader, a.position, s.token, s.again, p.synthetic, p.path, p.kind, a.question, a.value, "
-                "a.seconds FROM answers a JOIN showings s USING (reader, position) JOIN pictures p USING (token) "
-                "ORDER BY a.reader, a.position, a.question"
+                "SELECT a.reader, a.position, s.token, s.again, p.synthetic, p.path, p.kind, p.caption, p.planted, "
+                "a.question, a.value, a.seconds FROM answers a JOIN showings s USING (reader, position) "
+                "JOIN pictures p USING (token) ORDER BY a.reader, a.position, a.question"
             ).fetchall()
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
@@ -196,6 +202,8 @@ def create(
     title: str = "Reader study",
     side: int = 512,
     seed: int = 0,
+    captions: bool = False,
+    planted: float = 0.1,
 ) -> Study:
     """A new study of ``n`` real and ``n`` synthetic pictures.
 
@@ -209,9 +217,13 @@ def create(
         title: shown on the page.
         side: pixels of a picture.
         seed: of choice and order.
+        captions: say with each picture what it is to show, its class; of every class there are then as many real as
+            synthetic pictures, so that captions tell nothing.
+        planted: share of the real pictures whose captions are exchanged, which a reader should mark as misleading.
 
     Raises:
-        DiffAugError: the file exists, sizes differ, or there are fewer than four of a kind.
+        DiffAugError: the file exists, sizes differ, there are fewer than four of a kind, or captions are wanted and the
+            images have no classes in common.
     """
     target = Path(path)
     if target.exists():
@@ -220,10 +232,10 @@ def create(
         raise DiffAugError(
             "real and synthetic images differ in size or channels: fit them to one size, or all can tell"
         )
-    n = min(n, len(real), len(synthetic))
-    if n < 4:
-        raise DiffAugError(f"there are {n} of a kind: give at least 4 real and 4 synthetic images")
     rng = random.Random(seed)
+    chosen = _chosen(real, synthetic, n, captions, rng)
+    if len(chosen[0]) < 4:
+        raise DiffAugError(f"there are {len(chosen[0])} of a kind: give at least 4 real and 4 synthetic images")
     own = tuple(Question(f"task_{i}", text, "no", "yes") for i, text in enumerate(marks, 1))
     about = {
         "questions": [asdict(q) for q in (*QUESTIONS, *own)],
@@ -232,10 +244,12 @@ def create(
         "title": title,
     }
     rows = []
-    for kind, pictures in ((0, real), (1, synthetic)):
-        for i in rng.sample(range(len(pictures)), n):
-            token = secrets.token_hex(12)
-            rows.append((token, _png(pictures.images[i], side), kind, str(pictures.paths[i]), pictures.kinds[i]))
+    for kind, (pictures, which) in enumerate(zip((real, synthetic), chosen, strict=True)):
+        said = {i: pictures.kinds[i] if captions else "" for i in which}
+        wrong = _exchanged(said, planted, rng) if captions and kind == 0 else {}
+        for i in which:
+            known = (secrets.token_hex(12), _png(pictures.images[i], side), kind, str(pictures.paths[i]))
+            rows.append((*known, pictures.kinds[i], wrong.get(i, said[i]), int(i in wrong)))
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     part.unlink(missing_ok=True)
@@ -243,10 +257,42 @@ def create(
     with connection:
         connection.executescript(_TABLES)
         connection.execute("INSERT INTO study VALUES (1, ?)", (json.dumps(about),))
-        connection.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?)", sorted(rows))
+        connection.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?)", sorted(rows))
     connection.close()
     part.rename(target)
     return Study(target)
+
+
+def _chosen(
+    real: Pictures, synthetic: Pictures, n: int, captions: bool, rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Which real and which synthetic pictures; with captions as many of a class on either side."""
+    if not captions:
+        n = min(n, len(real), len(synthetic))
+        return rng.sample(range(len(real)), n), rng.sample(range(len(synthetic)), n)
+    shared = sorted({k for k in real.kinds if k} & set(synthetic.kinds))
+    if len(shared) < 2:
+        raise DiffAugError(
+            "captions need two classes that both sets have: give datalists with classes, or no --captions"
+        )
+    of = [{k: [i for i, x in enumerate(p.kinds) if x == k] for k in shared} for p in (real, synthetic)]
+    each = [min(len(of[0][k]), len(of[1][k]), -(-n // len(shared))) for k in shared]
+    first, second = ([i for k, m in zip(shared, each, strict=True) for i in rng.sample(side[k], m)] for side in of)
+    return first, second
+
+
+def _exchanged(said: Mapping[int, str], share: float, rng: random.Random) -> dict[int, str]:
+    """Pictures whose captions change places with that of one of another class: as many of each caption as before."""
+    left = list(said)
+    rng.shuffle(left)
+    wrong: dict[int, str] = {}
+    while len(wrong) < round(share * len(said)) and left:
+        one = left.pop()
+        other = next((i for i in left if said[i] != said[one]), None)
+        if other is not None:
+            left.remove(other)
+            wrong |= {one: said[other], other: said[one]}
+    return wrong
 
 
 def open_study(path: str | Path) -> Study:
