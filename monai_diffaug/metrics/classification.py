@@ -1,7 +1,7 @@
 """How well classes are told apart, for any weighting of the images, so that a bootstrap costs one matrix product.
 
-The figures are scikit-learn's (macro averages, a precision without any prediction is 0), which has no form for thousands
-of weightings at once; with equal weights they agree with it to rounding.
+The figures are scikit-learn's (macro averages, a precision without any prediction is 0), which cannot take thousands of
+weightings at once; they agree with it to rounding.
 """
 
 from __future__ import annotations

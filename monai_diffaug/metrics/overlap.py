@@ -1,7 +1,8 @@
 """Overlap of outlines with masks, from pixel counts, for any weighting of the images.
 
-Images without a lesion have no Dice: MONAI's ``DiceMetric`` drops them from the mean or, told not to, calls them 1 or 0.
-Both hide what happened there, so they are left out of Dice and IoU, and what is outlined on them is a figure of its own.
+Images without a lesion have no Dice: MONAI's ``DiceMetric`` drops them from the mean or, told not to, calls them 1 or
+0. Both hide what happened there. So they are left out of Dice and IoU, and what is outlined on them is a figure of its
+own.
 """
 
 from __future__ import annotations

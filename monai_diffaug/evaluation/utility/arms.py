@@ -61,7 +61,7 @@ def _mixup(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Te
 
 
 def _cutout(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """DeVries and Taylor 2017, arXiv:1708.04552: a square of half the side, which may leave the image; the target stays."""
+    """DeVries and Taylor 2017, arXiv:1708.04552: a square of half the side, perhaps partly outside; targets stay."""
     side = x.shape[-1]
     hole = _boxes(torch.full((len(x),), 0.5), side, torch.rand(2, len(x), generator=generator))
     return torch.where(hole, -1.0, x), y

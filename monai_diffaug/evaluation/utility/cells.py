@@ -137,5 +137,3 @@ def _read(file: Path, key: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return known if known.get("key") == key else None
-
-

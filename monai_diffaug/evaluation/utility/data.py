@@ -152,8 +152,8 @@ def written(study: Study, out: Path, data: Path | None = None) -> dict[str, Path
     In a study of classes the datalists name no masks: a generator would otherwise know more than a classifier is told.
 
     Returns:
-        the datalists of ``train``, ``validation``, ``test``, and ``moved``: lesion-free training images with a lesion of
-        their patient moved into tissue, if there are masks.
+        the datalists of ``train``, ``validation``, ``test``, and, if there are masks, ``moved``: lesion-free training
+        images with a lesion of their patient moved into tissue.
 
     Raises:
         DiffAugError: a patient is on both sides, there are too few, or an image cannot be read.

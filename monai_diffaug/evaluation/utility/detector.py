@@ -60,7 +60,7 @@ class Detection:
         return nn.Sequential(*layers, head)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        """Penalty-reduced focal loss of the middles (eq. 1) and absolute error of offset and size at them (eqs. 2, 3)."""
+        """Focal loss of the middles (eq. 1), absolute error of offset and size where these are (eqs. 2 and 3)."""
         heat, known, wanted = _targets(target, out.shape[-2:])
         p = out[:, :1].sigmoid().clamp(1e-4, 1 - 1e-4)
         at = (heat == 1).float()

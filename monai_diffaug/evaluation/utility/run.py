@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...io import atomic
-from .cells import Cell, Done, Trainer, cells_of
+from .cells import Done, Trainer, cells_of
 from .data import Pool, labelled, real_pools, written
 from .downstream import task_of, trained
 from .figures import LOWER_IS_BETTER, Figures
@@ -141,9 +141,7 @@ def forecast(study: Study, out: str | Path, produce: Produce, data: str | Path |
 # --------------------------------------------------------------------------------------------------- conclusions
 
 
-def _concluded(
-    study: Study, test: Pool, done: Sequence[Done], digests: Mapping[str, str], seconds: float
-) -> Utility:
+def _concluded(study: Study, test: Pool, done: Sequence[Done], digests: Mapping[str, str], seconds: float) -> Utility:
     figures = Figures(study, test)
     results = tuple(
         {
@@ -168,9 +166,7 @@ def _concluded(
         generator = {"name": name, "digest": digests.get(name, ""), "patients_seen": study.generator.patients_seen}
         if others := {k: v for k, v in digests.items() if k != name}:
             generator["others"] = others
-    return Utility(
-        study, results, comparisons, checks, generator, _limits(study, figures, checks), round(seconds, 1)
-    )
+    return Utility(study, results, comparisons, checks, generator, _limits(study, figures, checks), round(seconds, 1))
 
 
 def compared(study: Study, figures: Figures, done: Sequence[Done]) -> tuple[Comparison, ...]:
@@ -247,7 +243,9 @@ def _limits(study: Study, figures: Figures, checks: Sequence[Mapping[str, Any]])
     generator = study.generator
     fewest = min((n for n in study.patients if isinstance(n, int)), default=math.inf)
     if generator is not None and generator.patients_seen is None:
-        said.append(f"It is not known which patients {generator.backbone} was trained on; test patients may be among them.")
+        said.append(
+            f"It is not known which patients {generator.backbone} was trained on; test patients may be among them."
+        )
     elif generator is not None and (generator.patients_seen or 0) > fewest:
         said.append(
             f"The generator {generator.backbone} was trained on {generator.patients_seen} patients with their labels: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Arm:
         learn: a method that learns from the labelled patients alone, run first: ``{"method", "parameters"}``.
         regions: ``own`` gives an image its own mask, ``moved`` gives lesion-free images the lesion of another image
             of their patient, moved into tissue.
-        of: the diffusion arm whose images this one uses.
+        of: the diffusion arm whose images this one uses; also of a diffusion arm, at another ratio.
         classical: whether what it is trained on is augmented as the control's images are.
         ratios: synthetic to real images; the study's unless given.
         patients: how many labelled patients; the study's unless given.
@@ -246,13 +246,15 @@ def _check_arms(study: Study, where: str) -> None:
 
 
 def _check_arm(study: Study, arm: Arm, where: str) -> None:
-    made = [a.name for a in study.arms if a.kind == "diffusion"]
-    if arm.kind in OF_ANOTHER and arm.of not in made:
-        raise DiffAugError(f"{where} uses the images of a diffusion arm: give one of {', '.join(made) or 'them'} as 'of'")
+    made = [a.name for a in study.arms if a.kind == "diffusion" and not a.of]
+    if (arm.kind in OF_ANOTHER or arm.of) and arm.of not in made:
+        raise DiffAugError(
+            f"{where} uses the images of a diffusion arm: give one of {', '.join(made) or 'them'} as 'of'"
+        )
     extra = set(arm.patients) - set(study.patients)
     if extra:
         raise DiffAugError(f"{where} wants {', '.join(map(str, extra))} patients, the study does not: add it there")
-    if arm.kind != "diffusion":
+    if arm.kind != "diffusion" or arm.of:
         return
     if study.generator is None and not arm.backbone:
         raise DiffAugError(f"{where} has no backbone: give the study a 'generator' with one")
@@ -266,5 +268,3 @@ def _check_arm(study: Study, arm: Arm, where: str) -> None:
         raise DiffAugError(
             f"{where}: plain sampling makes no masks: use a method that keeps them, such as sdedit with strength 1"
         )
-
-
