@@ -34,7 +34,7 @@ def test_planted_copies_are_named_and_others_pass(tmp_path, capsys):
     out = tmp_path / "audit.json"
     assert audit(train, made, "--unseen", unseen, "--out", out) in (0, None)
     clean = json.loads(out.read_text())
-    assert clean["copies"] <= 1
+    assert clean["sections"]["copies"]["figures"]["copies"]["value"] <= 0.1
 
     picture = np.roll(np.asarray(Image.open(train / "train007.png"))[:, ::-1], 4, 1)  # mirrored, shifted, brighter
     Image.fromarray((picture * 0.8 + 30).astype(np.uint8)).save(made / "planted.png")
@@ -44,7 +44,7 @@ def test_planted_copies_are_named_and_others_pass(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "planted.png" in text
     assert "train007.png" in text
-    found = {r["image"].rsplit("/", 1)[1]: r for r in json.loads(out.read_text())["found"]}
+    found = {r["image"].rsplit("/", 1)[1]: r for r in json.loads(out.read_text())["sections"]["copies"]["found"]}
     assert found["exact.png"]["nearest"].endswith("train011.png")
 
 
