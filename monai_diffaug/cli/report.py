@@ -13,9 +13,7 @@ from monai_diffaug.cli.main import app
 @app.command("report")
 def report(
     run: Annotated[Path, typer.Argument(help="Folder that `diffaug expand` or `generate` wrote.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The HTML file; report.html in the folder unless given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; report.html in the folder unless given.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Leave out pictures of patients.")] = False,
     with_paths: Annotated[bool, typer.Option("--with-paths", help="Name patients and files.")] = False,
 ) -> None:

@@ -101,7 +101,8 @@ def main() -> None:
         methods = [w for m in METHODS for w in ("--method", m)]
         diffaug("expand", few, "--backbone", "brain_mri", *methods, "--out", run)
     if not (run / "scores.json").is_file():
-        diffaug("evaluate", test, run, "--extractor", "brain_mri", "--out", run / "scores.json")
+        diffaug("evaluate", test, run, "--extractor", "brain_mri", "--by", "sex", "--by", "site",
+                "--out", run / "scores.json")  # fmt: skip
     if not (run / "audit.json").is_file():
         diffaug("audit", train, run, "--unseen", test, "--extractor", "brain_mri", "--size", SIZE,
                 "--out", run / "audit.json")  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 from ...types import DiffAugError
 from .run import LIST, Run
 from .sheets import kind_of
-from .words import count, number, percent, plain
+from .words import brief, count, number, percent, plain
 
 __all__ = ["Origin", "Provenance", "origin", "provenance"]
 
@@ -67,8 +67,9 @@ def origin(run: Run) -> Origin:
         ("Not made", _not_made(run)),
     ]
     return Origin(
-        [(k, run.scrubbed(v)) for k, v in facts if v], _methods(run), _classes(run), _named(run, patients), len(entries),
-        len(sources), len(patients), run.scrubbed(backbone), run.scrubbed(run.head.get("licence") or "unknown"),
+        [(k, run.scrubbed(v)) for k, v in facts if v], _methods(run), _classes(run), _named(run, patients),
+        len(entries), len(sources), len(patients), run.scrubbed(backbone),
+        run.scrubbed(run.head.get("licence") or "unknown"),
     )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def _date(path: Path) -> str:
 def _spread(patients: Counter[str]) -> str:
     each = sorted(patients.values())
     few, many = each[0], each[-1]
-    middle = number(statistics.median(each)) if few != many else ""
+    middle = brief(statistics.median(each))
     per = f"{few} to {many} images each, median {middle}" if few != many else f"{count(few, 'image')} each"
     return f"{count(len(patients), 'patient')}; {per}"
 
@@ -93,7 +94,7 @@ def _spread(patients: Counter[str]) -> str:
 def _filters(keep: Any) -> str:
     if not isinstance(keep, Mapping) or not keep:
         return "none"
-    return ", ".join(f"{plain(k).lower()} {number(v)}" for k, v in keep.items())
+    return ", ".join(f"{plain(k).lower()} {brief(v)}" for k, v in keep.items())
 
 
 def _not_made(run: Run) -> str:
@@ -135,9 +136,9 @@ def _idea(name: str) -> str:
 
     try:
         card = registry.get(name).card
-    except (DiffAugError, AttributeError):
+    except DiffAugError:
         return ""
-    return str(getattr(card, "idea", "") or (card.get("Idea", "") if isinstance(card, Mapping) else ""))
+    return card.get("Idea", "").rstrip(".")
 
 
 def _parameters(run: Run, method: str) -> list[tuple[str, str]]:
@@ -148,7 +149,7 @@ def _parameters(run: Run, method: str) -> list[tuple[str, str]]:
         if str(p.get("method")) != method:
             continue
         for key, value in (p.get("parameters") or {}).items():
-            seen.setdefault(key, Counter())[number(value) if isinstance(value, int | float) else str(value)] += 1
+            seen.setdefault(key, Counter())[brief(value) if isinstance(value, int | float) else str(value)] += 1
         for key, value in (p.get("scores") or {}).items():
             if isinstance(value, int | float):
                 drawn.setdefault(key, []).append(float(value))
@@ -165,7 +166,7 @@ def _values(c: Counter[str]) -> str:
 
 def _range(values: list[float]) -> str:
     low, high = min(values), max(values)
-    return number(low) if low == high else f"{number(low)} to {number(high)}, mean {number(statistics.fmean(values))}"
+    return brief(low) if low == high else f"{brief(low)} to {brief(high)}, mean {brief(statistics.fmean(values))}"
 
 
 # ---------------------------------------------------------------------------------------------------------- provenance

@@ -112,7 +112,9 @@ def flat(plane: Plane, at: int | None = None) -> np.ndarray:
     return cut
 
 
-def drawn(plane: Plane, ends: tuple[float, float], alt: str, mask: Plane | None = None, at: int | None = None) -> Picture:
+def drawn(
+    plane: Plane, ends: tuple[float, float], alt: str, mask: Plane | None = None, at: int | None = None
+) -> Picture:
     """A slice with its label's outline."""
     picture = flat(plane, at)
     text, width, height = uri(bytes_of(picture, ends), SIDE)

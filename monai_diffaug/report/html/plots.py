@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from .words import number
+from .words import brief
 
 __all__ = ["Point", "Series", "counts_bar", "curves", "effect", "icon", "key_of", "row_plot", "swatch"]
 
 INK, QUIET, LINE, BAND, EDGE = "#1b1f24", "#57606a", "#d0d7de", "#dfe4ea", "#8c959f"
+BANDED = f'fill="{BAND}" stroke="{EDGE}" stroke-width="0.6"'
 GOOD, CAUTION, BAD = "#0b6b52", "#8a5a00", "#a3320b"
 COLORS = ("#1b1f24", "#0067a5", "#c04a00", "#007a5a", "#a8457c", "#7a5c00", "#2a8fbd", "#5b3f99")
 """After Okabe and Ito's palette for all kinds of color vision, darkened to be legible on white."""
@@ -33,7 +34,7 @@ def _shape(kind: str, x: float, y: float, r: float, color: str) -> str:
         points = " ".join(f"{x + r * a:.1f},{y + r * b:.1f}" for a, b in polygons[kind])
         return f'<polygon points="{points}" {fill}/>'
     if kind in ("square", "box"):
-        return f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r:.1f}" height="{2 * r:.1f}" {fill if kind == "square" else hollow}/>'
+        return _rect(x - r, y - r, 2 * r, 2 * r, fill if kind == "square" else hollow)
     if kind == "cross":
         d = f"M{x - r:.1f} {y - r:.1f}l{2 * r:.1f} {2 * r:.1f}m0 {-2 * r:.1f}l{-2 * r:.1f} {2 * r:.1f}"
         return f'<path d="{d}" stroke="{color}" stroke-width="2.2" fill="none"/>'
@@ -46,14 +47,20 @@ def _svg(width: float, height: float, title: str, parts: Sequence[str], kind: st
     return Markup(f"{head}<title>{escape(title)}</title>{''.join(parts)}</svg>")
 
 
-def _text(x: float, y: float, text: object, size: float = 9, anchor: str = "middle", color: str = QUIET, bold: bool = False) -> str:  # fmt: skip
-    weight = ' font-weight="600"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" text-anchor="{anchor}" fill="{color}"{weight}>{escape(text)}</text>'
+def _text(
+    x: float, y: float, text: object, size: float = 9, anchor: str = "middle", color: str = QUIET, bold: bool = False
+) -> str:
+    how = f'font-size="{size:g}" text-anchor="{anchor}" fill="{color}"' + (' font-weight="600"' if bold else "")
+    return f'<text x="{x:.1f}" y="{y:.1f}" {how}>{escape(text)}</text>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, color: str = INK, width: float = 1.0, dash: str = "") -> str:
-    dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}" stroke-width="{width:g}"{dashed}/>'
+    how = f'stroke="{color}" stroke-width="{width:g}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {how}/>'
+
+
+def _rect(x: float, y: float, width: float, height: float, how: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" {how}/>'
 
 
 def _whisker(x1: float, x2: float, y: float, color: str, cap: float = 4, width: float = 1.8) -> str:
@@ -110,15 +117,13 @@ def row_plot(
     low, high = within or (min(known), max(known))
     pad = 0.0 if within else (0.06 * (high - low) or abs(high) * 0.1 or 1.0)
     low, high = low - pad, high + pad
-    at, height, middle = _scaled(low, high, 8, width - 8), 38, 13
-    parts = [_line(8, 26, width - 8, 26, LINE)]
-    for t in ticks(low, high):
-        parts += [_line(at(t), 24, at(t), 28, EDGE), _text(at(t), 36.5, number(t), 8.5)]
+    at, height, middle = _scaled(low, high, 12, width - 12), 38, 13
+    parts = [_line(4, 26, width - 4, 26, LINE)]
+    for t in ticks(low, high, 5):
+        parts += [_line(at(t), 24, at(t), 28, EDGE), _text(at(t), 36.5, brief(t), 8.5)]
     if floor_ends and len(_finite(floor_ends)) == 2:
         a, b = (at(v) for v in floor_ends)
-        parts.append(
-            f'<rect x="{a:.1f}" y="2" width="{max(b - a, 1.5):.1f}" height="22" fill="{BAND}" stroke="{EDGE}" stroke-width="0.6"/>'
-        )
+        parts.append(_rect(a, 2, max(b - a, 1.5), 22, BANDED))
     if floor is not None and _finite([floor]):
         parts.append(_line(at(floor), 2, at(floor), 24, QUIET, 1.2, "2 2"))
     color = QUIET if good is None else GOOD if good else BAD
@@ -132,7 +137,7 @@ def row_plot(
 def key_of() -> Markup:
     """What the marks of :func:`row_plot` mean."""
     parts = [
-        f'<rect x="4" y="4" width="46" height="20" fill="{BAND}" stroke="{EDGE}" stroke-width="0.6"/>',
+        _rect(4, 4, 46, 20, BANDED),
         _line(27, 4, 27, 24, QUIET, 1.2, "2 2"),
         _text(58, 18, "real against real images: the noise floor, mean and 95 % interval", 11, "start", INK),
         _whisker(424, 464, 14, GOOD), _shape("circle", 444, 14, 4.6, GOOD),
@@ -140,10 +145,14 @@ def key_of() -> Markup:
         _whisker(590, 630, 14, BAD), _shape("diamond", 610, 14, 4.6, BAD),
         _text(638, 18, "not as real", 11, "start", INK),
     ]  # fmt: skip
-    return _svg(706, 28, "Key: the gray band is the floor, a circle is as real images are, a diamond is not", parts, "key")
+    return _svg(
+        706, 28, "Key: the gray band is the floor, a circle is as real images are, a diamond is not", parts, "key"
+    )
 
 
-def effect(title: str, value: float, ends: Sequence[float] | None, within: tuple[float, float], sure: bool, width: float = 220) -> Markup:  # fmt: skip
+def effect(
+    title: str, value: float, ends: Sequence[float] | None, within: tuple[float, float], sure: bool, width: float = 220
+) -> Markup:
     """A difference with its interval on a scale with a line at zero."""
     low, high = within
     at = _scaled(low, high, 6, width - 6)
@@ -181,7 +190,9 @@ def swatch(style: int) -> Markup:
     return _svg(44, 14, "", [_line(2, 7, 42, 7, color, 2, dash), _shape(shape, 22, 7, 4, color)], "swatch")
 
 
-def curves(title: str, series: Sequence[Series], labels: Sequence[str], axis: str, width: float = 340, height: float = 250) -> Markup:  # fmt: skip
+def curves(
+    title: str, series: Sequence[Series], labels: Sequence[str], axis: str, width: float = 340, height: float = 250
+) -> Markup:
     """A score against the number of patients, one curve an arm; curves stand a little apart where they would cover
     each other.
     """
@@ -198,7 +209,7 @@ def curves(title: str, series: Sequence[Series], labels: Sequence[str], axis: st
     x = [left + step * (i + 0.5) for i in range(len(labels))]
     parts = []
     for t in marks:
-        parts += [_line(left, y(t), right, y(t), LINE, 0.8), _text(left - 6, y(t) + 3.5, number(t), 10, "end")]
+        parts += [_line(left, y(t), right, y(t), LINE, 0.8), _text(left - 6, y(t) + 3.5, brief(t), 10, "end")]
     parts += [_text(x[i], bottom + 15, name, 10.5, "middle", INK) for i, name in enumerate(labels)]
     parts.append(_text((left + right) / 2, height - 5, axis, 10.5))
     apart = min(step * 0.11, 8)
@@ -232,9 +243,7 @@ def counts_bar(title: str, counts: Sequence[int], width: float = 260) -> Markup:
         wide = n / total * (width - 2)
         if not n:
             continue
-        parts.append(
-            f'<rect x="{at:.1f}" y="1" width="{wide:.1f}" height="20" fill="{shade}" stroke="#57606a" stroke-width="0.6"/>'
-        )
+        parts.append(_rect(at, 1, wide, 20, f'fill="{shade}" stroke="{QUIET}" stroke-width="0.6"'))
         if n / total >= 0.1:
             parts.append(_text(at + wide / 2, 15, i, 10.5, "middle", "#fff" if i > 3 else INK, True))
         at += wide
@@ -250,6 +259,10 @@ def icon(mark: str) -> Markup:
         "bad": f'<path d="M7.4 1h9.2L23 7.4v9.2L16.6 23H7.4L1 16.6V7.4Z" fill="{BAD}"/>'
         f'<path d="M8 8l8 8M16 8l-8 8" {white}/>',
     }
-    ring = f'<circle cx="12" cy="12" r="10" fill="#fff" stroke="{QUIET}" stroke-width="1.8" stroke-dasharray="3.4 2.6"/>'
+    ring = (
+        f'<circle cx="12" cy="12" r="10" fill="#fff" stroke="{QUIET}" stroke-width="1.8" stroke-dasharray="3.4 2.6"/>'
+    )
     ring += f'<path d="M7.5 12h9" stroke="{QUIET}" stroke-width="2.2" stroke-linecap="round"/>'
-    return Markup(f'<svg class="icon" viewBox="0 0 24 24" width="24" height="24" aria-hidden="true">{drawn.get(mark, ring)}</svg>')
+    return Markup(
+        f'<svg class="icon" viewBox="0 0 24 24" width="24" height="24" aria-hidden="true">{drawn.get(mark, ring)}</svg>'
+    )

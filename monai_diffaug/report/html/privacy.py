@@ -10,7 +10,21 @@ from typing import Any
 from .pictures import Picture, deepest, drawn, perhaps, window
 from .run import Run, faults_of
 from .sheets import source_name, source_of
-from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, count, interval, number, percent, plain, section_of, wraps
+from .words import (
+    BAD,
+    CAUTION,
+    GOOD,
+    UNKNOWN,
+    Verdict,
+    count,
+    interval,
+    name_of,
+    number,
+    percent,
+    plain,
+    section_of,
+    wraps,
+)  # fmt: skip
 
 __all__ = ["Pair", "Privacy", "Section", "privacy"]
 
@@ -55,6 +69,12 @@ class Privacy:
     limitations: list[str]
     remark: str
 
+    @property
+    def unseen(self) -> str:
+        """What the audit says nothing of."""
+        silent = [s for s in self.sections if s.verdict.mark == UNKNOWN and not s.verdict.says and not s.figures]
+        return wraps([s.name.lower() for s in silent])
+
 
 def privacy(run: Run) -> Privacy:
     """What ``diffaug audit`` found, or that it did not look."""
@@ -79,7 +99,9 @@ def _newer(data: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if "sections" in data or "found" not in data:
         return data
     allowed, n, copies = float(data["rate"]), int(data["images"]), int(data["copies"])
-    says = f"{copies} of {n} images are nearer to a training image than {percent(1 - allowed)} of unseen real images are."
+    says = (
+        f"{copies} of {n} images are nearer to a training image than {percent(1 - allowed)} of unseen real images are."
+    )
     share = {"value": copies / max(n, 1), "interval": None, "control": None, "bar": allowed}
     failed = copies > allowed * n
     copied = {"verdict": "fail" if failed else "pass", "says": says, "figures": {"share of images": share}}
@@ -104,7 +126,9 @@ def _figures(run: Run, said: Mapping[str, Any]) -> list[tuple[str, str, str, str
     for name, f in (said.get("figures") or {}).items():
         known = f if isinstance(f, Mapping) else {"value": f}
         told = [number(known.get(k)) if known.get(k) is not None else "" for k in ("control", "bar")]
-        rows.append((run.scrubbed(plain(name)), number(known.get("value")), interval(known.get("interval")), *told))
+        rows.append(
+            (run.scrubbed(name_of(name)[0]), number(known.get("value")), interval(known.get("interval")), *told)
+        )
     return rows  # type: ignore[return-value]
 
 
@@ -114,7 +138,9 @@ def _verdict(data: Mapping[str, Any], told: list[Section]) -> Verdict:
     unknown = [s.name.lower() for s in told if s.verdict.mark == UNKNOWN]
     rest = f" Not judged: {wraps(unknown)}." if unknown else ""
     if failed or data.get("verdict") == "fail":
-        return Verdict(BAD, "Yes", f"The audit failed on {wraps(failed or ['the whole'])}.{rest} Do not share these images.")
+        why = next((f" {s.verdict.says}" for s in told if s.verdict.mark == BAD), "")
+        said = f"The audit failed on {wraps(failed or ['the whole'])}.{why} Do not share these images.{rest}"
+        return Verdict(BAD, "Yes", said)
     if not passed:
         return Verdict(UNKNOWN, "Not judged", "Nobody has looked whether these images give a patient away.")
     said = f"No leak was found by {count(len(passed), 'test')}: {wraps(passed)}.{rest}"
@@ -134,7 +160,9 @@ def _pair(run: Run, p: Mapping[str, Any]) -> Pair:
     rare = percent(p["rare"]) if isinstance(p.get("rare"), int | float) else ""
     own = source is not None and near is not None and _same(source, near)
     name = source_name(run, near) if near is not None else ""
-    return Pair(at, pictures[0], pictures[1], _SPACES.get(str(p.get("space")), plain(p.get("space", ""))), rare, own, name)
+    return Pair(
+        at, pictures[0], pictures[1], _SPACES.get(str(p.get("space")), plain(p.get("space", ""))), rare, own, name
+    )
 
 
 def _located(run: Run, path: str) -> Path | None:
@@ -146,5 +174,3 @@ def _same(a: Path, b: Path) -> bool:
     if not a.is_file() or not b.is_file():
         return False
     return a.samefile(b) or (a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes())
-
-

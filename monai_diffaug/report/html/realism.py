@@ -84,11 +84,11 @@ def scores(run: Run) -> Scores | None:
         by: dict[str, list[Row]] = {}
         for s in data["scores"]:
             by.setdefault(run.scrubbed(s.get("extractor") or ""), []).append(_row(s))
-        known = [f"{run.scrubbed(x['name'])}, SHA-256 {str(x.get('sha256', ''))[:16]}" for x in data.get("extractors", ())]
+        networks = [(run.scrubbed(x["name"]), str(x.get("sha256", ""))[:16]) for x in data.get("extractors", ())]
         return Scores(
             [(f"seen by {k}" if k else "from the pixels", rows) for k, rows in by.items()],
             int(data.get("n_real", 0)), int(data.get("n_synthetic", 0)), _verdict(data["scores"]),
-            [run.scrubbed(line) for line in data.get("skipped", ())], known,
+            [run.scrubbed(line) for line in data.get("skipped", ())], [f"{k}, SHA-256 {sha}" for k, sha in networks],
         )  # fmt: skip
 
 
@@ -97,7 +97,9 @@ def _row(s: Mapping[str, Any]) -> Row:
     verdict, good = in_words(s), within(s)
     title = f"{name}: {number(s['value'])} ({interval(s['interval'])}), floor {number(s['floor'])} "
     title += f"({interval(s['floor_interval'])}), {verdict}"
-    plot = row_plot(title, s["value"], s["interval"], s["floor"], s["floor_interval"], None if s["name"] == APART else good)
+    plot = row_plot(
+        title, s["value"], s["interval"], s["floor"], s["floor_interval"], None if s["name"] == APART else good
+    )
     return Row(
         name, says, number(s["value"]), interval(s["interval"]), number(s["floor"]), interval(s["floor_interval"]),
         s.get("n", "–"), plot, good, verdict,
@@ -125,22 +127,24 @@ def _verdict(found: Sequence[Mapping[str, Any]]) -> Verdict:
 
 @dataclass(frozen=True)
 class Cell:
-    """A score of one group."""
+    """A score of one group; ``within`` is nothing where it is not judged."""
 
     value: str
     ends: str
     floor: str
     within: bool | None
-    n: str
 
 
 @dataclass(frozen=True)
 class Groups:
-    """A table of one attribute: a line a score, a column a group."""
+    """A table of one attribute: a line a score, a column a group as (name, how many images); the last is of all."""
 
     attribute: str
-    names: list[str]
+    names: list[tuple[str, str]]
     rows: list[tuple[str, list[Cell | None]]]
+
+
+BETWEEN = ("gap", "all")  # what is not one group's
 
 
 def groups(run: Run) -> list[Groups]:
@@ -154,21 +158,34 @@ def groups(run: Run) -> list[Groups]:
 
 
 def _table(run: Run, attribute: str, rows: Sequence[Mapping[str, Any]]) -> Groups:
-    names = sorted({str(r["group"]) for r in rows}, key=lambda g: (g == "gap", g))
-    by = {(str(r["score"]), str(r["group"])): r for r in rows}
+    own = sorted({str(r["group"]) for r in rows} - set(BETWEEN))
+    by = {(str(r["score"]), "" if r["group"] in BETWEEN else str(r["group"])): r for r in rows}
+    columns = [*own, *([""] if any(g == "" for _, g in by) else [])]
     lines = []
     for score in dict.fromkeys(str(r["score"]) for r in rows):
-        cells = [_cell(by[score, g]) if (score, g) in by else None for g in names]
+        cells = [_cell(by[score, g]) if (score, g) in by else None for g in columns]
         lines.append((name_of(score)[0], cells))
-    titles = ["Largest gap" if g == "gap" else run.scrubbed(g) for g in names]
+    titles = [(run.scrubbed(g), _size_of(rows, g)) if g else ("Between groups", "largest gap") for g in columns]
     return Groups(plain(attribute.replace("+", " and ")), titles, lines)
 
 
+def _size_of(rows: Sequence[Mapping[str, Any]], group: str) -> str:
+    """How many images a group is judged by; of those that are too small only the share is known."""
+    judged = [int(r["n"]) for r in rows if str(r["group"]) == group and not str(r["score"]).startswith("share")]
+    return f"n = {judged[0]}" if judged else "too few to judge"
+
+
 def _cell(r: Mapping[str, Any]) -> Cell:
-    as_low = {**r, "name": r["score"], "good": "low"} if r["group"] == "gap" else {**r, "name": r["score"]}
-    judged = None if r.get("floor_interval") is None else within(as_low)
-    floor = f"{number(r.get('floor'))} ({interval(r.get('floor_interval'))})"
-    return Cell(number(r["value"]), interval(r.get("interval")), floor, judged, number(r.get("n")))
+    value, ends, floor = r["value"], r.get("interval"), r.get("floor_interval")
+    judged: bool | None = None
+    if floor is not None and floor[0] < floor[1]:
+        if str(r["score"]).startswith("share") and ends is not None:
+            judged = bool(ends[0] <= floor[1] and ends[1] >= floor[0])  # a share may be far off by chance alone
+        else:
+            low = "low" if r["group"] in BETWEEN else good_when({"name": r["score"]})
+            judged = within({"value": value, "floor_interval": floor, "good": low})
+    said = f"floor {number(r.get('floor'), 2)} ({interval(floor, 2)})" if r.get("floor") is not None else ""
+    return Cell(number(value), interval(ends, 2), said, judged)
 
 
 # ------------------------------------------------------------------------------------------------------------- readers
@@ -176,15 +193,15 @@ def _cell(r: Mapping[str, Any]) -> Cell:
 
 @dataclass(frozen=True)
 class Reader:
-    """One reader, or all of them."""
+    """One reader, or all of them: shares as (value, interval)."""
 
     name: str
     n: int
-    auroc: str
+    auroc: tuple[str, str]
     plot: Markup
-    sensitivity: str
-    specificity: str
-    accuracy: str
+    sensitivity: tuple[str, str]
+    specificity: tuple[str, str]
+    accuracy: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -220,12 +237,19 @@ def readers(run: Run) -> Readers | None:
 
 def _reader(name: str, d: Mapping[str, Any]) -> Reader:
     if "auroc" not in d:
-        return Reader(name, d["n"], "too few", Markup(""), "–", "–", "–")
+        none = ("–", "")
+        return Reader(name, d["n"], ("too few", ""), Markup(""), none, none, none)
     ends = d["auroc"]["interval"]
     said = f"{number(d['auroc']['value'], 2)} ({interval(ends, 2)})"
     plot = row_plot(f"{name}: AUROC {said}; 0.5 is chance", d["auroc"]["value"], ends, 0.5, None, None, 220, (0.0, 1.0))
-    shares = [f"{percent(d[k]['value'])} ({percent(d[k]['interval'][0])} to {percent(d[k]['interval'][1])})" for k in ("sensitivity", "specificity", "accuracy")]  # fmt: skip
-    return Reader(name, d["n"], said, plot, *shares)
+    value = (number(d["auroc"]["value"], 2), interval(ends, 2))
+    return Reader(name, d["n"], value, plot, *(_share(d[k]) for k in ("sensitivity", "specificity", "accuracy")))
+
+
+def _share(d: Mapping[str, Any]) -> tuple[str, str]:
+    """In percent, and its interval."""
+    low, high = d["interval"]
+    return percent(d["value"]), f"{percent(low).removesuffix(' %')} to {percent(high)}"
 
 
 def _marks(kind: str, v: Mapping[str, Any]) -> tuple[str, str, int, Markup]:

@@ -29,7 +29,7 @@ COMMANDS = {
 
 LEAST_NAME = 4  # letters: shorter names would be struck out of ordinary words
 _PATH = re.compile(
-    r"(?<![\w:/.-])(?:[A-Za-z]:\\|~?/|\.{1,2}/)[^\s,;:'\"<>()]+"
+    r"(?<![\w:/.-])(?:[A-Za-z]:\\|~?/|\.{1,2}/)[^\s,;:'\"<>()]*[^\s,;:'\"<>().]"
     r"|[^\s,;:'\"<>()]+\.(?:nii\.gz|nii|png|jpe?g|dcm|json|sqlite|safetensors|csv)\b",
     re.IGNORECASE,
 )

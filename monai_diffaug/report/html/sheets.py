@@ -14,7 +14,7 @@ from ..sheet import pick
 from .pictures import Picture, Plane, deepest, difference, drawn, perhaps, window
 from .run import Run
 from .volumes import Volume, packed
-from .words import number, plain
+from .words import brief, plain
 
 __all__ = ["EDITS", "PER_CLASS", "VOLUMES", "Sheets", "kind_of", "may_show", "sheets", "source_of"]
 
@@ -178,7 +178,8 @@ def _real(run: Run) -> tuple[list[Real], str]:
     if isinstance(against, str) and Path(against).exists():
         try:
             items = datalist.read(against)
-            return [("" if i.kind is None else str(i.kind), i.image, i.mask) for i in items], "patients never trained on"
+            known = [("" if i.kind is None else str(i.kind), i.image, i.mask) for i in items]
+            return known, "the images that the scores were taken against"
         except DiffAugError:
             pass
     found: dict[Path, Real] = {}
@@ -187,7 +188,7 @@ def _real(run: Run) -> tuple[list[Real], str]:
         if source is not None and entry.get("provenance", {}).get("label", kind_of(entry)) == kind_of(entry):
             mask = entry.get("source_mask")
             found.setdefault(source, (kind_of(entry), source, run.file(str(mask)) if mask else None))
-    return list(found.values()), "the images that the synthetic ones were made of" if found else ""
+    return list(found.values()), "images that synthetic ones were made of" if found else ""
 
 
 def _spread(items: Sequence[Any], n: int) -> list[Any]:
@@ -238,7 +239,7 @@ def _edits(run: Run, shown: Sequence[Mapping[str, Any]]) -> list[Edit]:
             at, edge = _number(run, entry), perhaps(mask, True)
             before = drawn(source, window(source), f"real image that number {at} was made of", edge)
             change = difference(source, plane, window(source), f"what changed in number {at}")
-        method = plain(_said(run, entry).get("method", ""))
+        method = str(_said(run, entry).get("method", "")).replace("_", " ")
         found.append(Edit(_number(run, entry), method, _lines(run, entry), before, made, change))
     return found
 
@@ -252,7 +253,7 @@ def _lines(run: Run, entry: Mapping[str, Any]) -> list[str]:
     said = _said(run, entry)
     lines = [f"class {run.scrubbed(kind)}"] if (kind := kind_of(entry)) else []
     scores = said.get("scores") or {}
-    lines += [f"{plain(k).lower()} {number(v)}" for k, v in list(scores.items())[:3]]
+    lines += [f"{plain(k).lower()} {brief(v)}" for k, v in list(scores.items())[:3]]
     lines.append(f"seed {said.get('seed', '–')}")
     source = source_of(run, entry)
     return lines + ([f"source {source_name(run, source)}"] if source is not None else [])

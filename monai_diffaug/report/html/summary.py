@@ -9,7 +9,7 @@ from .privacy import Privacy
 from .realism import Readers, Scores
 from .run import COMMANDS, Run
 from .utility import Utility
-from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, count
+from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, count, wraps
 
 __all__ = ["Question", "limitations", "questions"]
 
@@ -58,25 +58,23 @@ def limitations(
     run: Run, made: Origin, scored: Scores | None, helped: Utility | None, leaked: Privacy, remarks: list[str]
 ) -> list[str]:
     """What this report cannot say: collected from all files, and what every such report must say."""
-    found = [
-        "Synthetic images are for training and research. None of them was acquired from a patient; none is for diagnosis."
-    ]
+    found = ["Synthetic images are for training and research. None was acquired from a patient, none is for diagnosis."]
     if scored is not None:
         found.append(
-            f"Scores compare {count(scored.n_made, 'synthetic image')} with {count(scored.n_real, 'real one')}. Within the "
-            "floor means that these numbers of images show no difference; it does not mean that there is none."
+            f"Scores compare {count(scored.n_made, 'synthetic image')} with {count(scored.n_real, 'real one')}. Within "
+            "the floor means that these numbers of images show no difference; it does not mean that there is none."
         )
         if scored.skipped:
             found.append(f"{count(len(scored.skipped), 'file')} could not be read when scores were taken.")
     if helped is not None:
         found.append(
-            "A gain in one study holds for its task, its network and its numbers of patients; another task needs another."
+            "A gain in one study holds for its task, its network and its numbers of patients, and for no other."
         )
         found += [run.scrubbed(line) for line in run.parts["utility"].get("limitations", ())]
     found += leaked.limitations
     unknown = [s.name.lower() for s in leaked.sections if s.verdict.mark == UNKNOWN]
     if "audit" in run.parts:
-        found += [f"Not judged by the audit: {name}." for name in unknown]
+        found += [f"Not judged by the audit: {wraps(unknown)}."] if unknown else []
         found.append("An audit finds the leaks that it looks for. It is no proof that there are none.")
     if made.n_patients and made.n_patients < 20:
         found.append(f"All images come from {count(made.n_patients, 'patient')}; they show no more variety than these.")

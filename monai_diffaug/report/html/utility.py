@@ -1,4 +1,4 @@
-"""Does it help: curves of a score against the number of labelled patients, and the comparisons with the control."""
+"""Does it help: curves of a score against the number of labeled patients, and the comparisons with the control."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from .plots import Point, Series, curves, effect, swatch
 from .run import Run, faults_of
-from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, count, interval, name_of, number, plain, wraps
+from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, brief, count, interval, name_of, number, plain, wraps
 
 __all__ = ["Utility", "utility"]
 
@@ -25,6 +25,10 @@ LOW_IS_GOOD = ("false_positive_area", "false_positives", "hd95", "loss", "error"
 
 Result = Mapping[str, Any]
 Patients = int | str
+Table = tuple[list[str], list[tuple[str, list[str]]]]
+"""Names of columns, and lines of a name and a text for each column."""
+Named = tuple[str, list[str], list[tuple[str, list[str]]]]
+"""The same with a title."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,14 @@ class Utility:
     seeds: int
     n_test: str
     charts: list[Chart]
-    table: tuple[list[str], list[tuple[str, list[str]]]]
-    comparisons: list[Comparison]
+    table: Table
+    comparisons: list[tuple[tuple[str, str], list[Comparison]]]
+    ratios: bool
+    checks: bool
     left_out: int
     metric: str
     verdict: Verdict
-    groups: list[tuple[str, list[str], list[tuple[str, list[str]]]]]
+    groups: list[Named]
 
 
 def utility(run: Run) -> Utility | None:
@@ -90,7 +96,8 @@ def utility(run: Run) -> Utility | None:
         return Utility(
             run.scrubbed(data.get("study", "")), run.scrubbed(plain(data.get("task", ""))), _generator(run, made_by),
             len({r.get("seed") for r in results}), wraps([number(n) for n in sorted(tested)], "or"),
-            [c for m in metrics[:CURVES] for c in _charts(results, kinds, m)], _table(results, kinds, first), rows,
+            [c for m in metrics[:CURVES] for c in _charts(results, kinds, m)], _table(results, first), _by_arm(rows),
+            len({r.get("ratio") for r in results if r.get("ratio")}) > 1, bool(set(kinds.values()) & set(CHECKS)),
             len(mine) - len(rows), name_of(first)[0], _verdict(mine, kinds, first), _groups(run, results, first),
         )  # fmt: skip
 
@@ -112,7 +119,7 @@ def _order(patients: Iterable[Patients]) -> list[Patients]:
 
 
 def _line_name(r: Result, several: bool) -> str:
-    return f"{r['arm']}, {number(r['ratio'])} : 1" if several and r.get("ratio") else str(r["arm"])
+    return f"{r['arm']}, {brief(r['ratio'])} : 1" if several and r.get("ratio") else str(r["arm"])
 
 
 def _lines(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -141,7 +148,7 @@ def _charts(results: Sequence[Result], kinds: Mapping[str, str], metric: str) ->
         for i in range(0, len(names), room):
             chosen = [*controls, *names[i : i + room]]
             series = [Series(n, _points(lines[n], metric, order), j, kind[n] == "real") for j, n in enumerate(chosen)]
-            plot = curves(f"{title}; {_spoken(series, order)}", series, [str(p) for p in order], "labelled patients")
+            plot = curves(f"{title}; {_spoken(series, order)}", series, [str(p) for p in order], "labeled patients")
             charts.append(Chart(title, plot, [(swatch(s.style), s.name) for s in series]))
     return charts
 
@@ -169,7 +176,7 @@ def _points(rows: Sequence[Result], metric: str, order: Sequence[Patients]) -> t
     return tuple(points)
 
 
-def _table(results: Sequence[Result], kinds: Mapping[str, str], metric: str) -> tuple[list[str], list[tuple[str, list[str]]]]:  # fmt: skip
+def _table(results: Sequence[Result], metric: str) -> Table:
     """Means of the first score: a line an arm, a column a number of patients."""
     order = _order(r["patients"] for r in results)
     rows = []
@@ -180,25 +187,32 @@ def _table(results: Sequence[Result], kinds: Mapping[str, str], metric: str) -> 
     return [str(p) for p in order], rows
 
 
-def _groups(run: Run, results: Sequence[Result], metric: str) -> list[tuple[str, list[str], list[tuple[str, list[str]]]]]:  # fmt: skip
-    """The first score of each group of patients, all labelled patients, mean over seeds."""
+def _groups(run: Run, results: Sequence[Result], metric: str) -> list[Named]:
+    """The first score of each group of patients, all labeled patients, mean over seeds."""
     if not results:
         return []
     most = _order(r["patients"] for r in results)[-1]
     rows = [r for r in results if r["patients"] == most and r.get("per_group")]
     attributes: dict[str, dict[str, dict[str, list[float]]]] = {}
     for r in rows:
-        for attribute, by in r["per_group"].items():
-            for group, said in by.items():
-                value = said.get(metric) if isinstance(said, Mapping) else said
-                if isinstance(value, int | float) and value == value:
-                    attributes.setdefault(attribute, {}).setdefault(str(r["arm"]), {}).setdefault(group, []).append(value)
+        for attribute, group, value in _by_group(r, metric):
+            arms = attributes.setdefault(attribute, {})
+            arms.setdefault(str(r["arm"]), {}).setdefault(group, []).append(value)
     tables = []
     for attribute, arms in attributes.items():
         names = sorted({g for by in arms.values() for g in by})
         lines = [(a, [number(sum(by[g]) / len(by[g])) if g in by else "–" for g in names]) for a, by in arms.items()]
-        tables.append((f"{plain(attribute)}, {most} labelled patients", [run.scrubbed(n) for n in names], lines))
+        tables.append((f"{plain(attribute)}, {most} labeled patients", [run.scrubbed(n) for n in names], lines))
     return tables
+
+
+def _by_group(r: Result, metric: str) -> Iterable[tuple[str, str, float]]:
+    """Attribute, group and the score there."""
+    for attribute, by in r["per_group"].items():
+        for group, told in by.items():
+            value = told.get(metric) if isinstance(told, Mapping) else told
+            if isinstance(value, int | float) and value == value:
+                yield attribute, group, float(value)
 
 
 # --------------------------------------------------------------------------------------------------------- comparisons
@@ -226,23 +240,30 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> list[Comparison]:
     most = max((abs(float(v)) for v in ends), default=1.0) * 1.05 or 1.0
     found = []
     for c in rows:
-        verdict = ("better" if _better(c) > 0 else "worse") if _sure(c) else "not shown to differ"
+        verdict = ("better" if _better(c) > 0 else "worse") if _sure(c) else "not shown"
         title = f"{c['arm']} less {c['control']}: {number(c['difference'])} ({interval(c.get('interval'))}), {verdict}"
-        ratio = f"{number(c['ratio'])} : 1" if c.get("ratio") else "–"
+        ratio = f"{brief(c['ratio'])} : 1" if c.get("ratio") else "–"
         plot = effect(title, float(c["difference"]), c.get("interval"), (-most, most), _sure(c))
         found.append(
             Comparison(
                 str(c["arm"]), str(c["control"]), str(c["patients"]), ratio, name_of(c["metric"])[0],
-                signed(c["difference"]), interval(c.get("interval")), _chance(c.get("p")),
+                signed(c["difference"]), " to ".join(signed(v) for v in c.get("interval") or ()), _chance(c.get("p")),
                 _chance(c.get("p_corrected")), plot, verdict, _sure(c),
             )
         )  # fmt: skip
     return found
 
 
+def _by_arm(rows: Sequence[Comparison]) -> list[tuple[tuple[str, str], list[Comparison]]]:
+    found: dict[tuple[str, str], list[Comparison]] = {}
+    for c in rows:
+        found.setdefault((c.arm, c.control), []).append(c)
+    return list(found.items())
+
+
 def signed(value: Any) -> str:
-    """With its sign."""
-    return f"+{number(value)}" if isinstance(value, int | float) and value > 0 else number(value)
+    """A difference with its sign, three places."""
+    return f"{value:+.3f}".replace("-", "−") if isinstance(value, int | float) else "–"
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], metric: str) -> Verdict:
@@ -255,19 +276,19 @@ def _verdict(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], metric
     against = "classical augmentation" if classical else "the control"
     better, worse = ([c for c in mine if _sure(c) and (_better(c) > 0) == up] for up in (True, False))
     head = f"{count(len(mine), 'comparison')} with {against} ({name_of(metric)[0]})"
-    said = f"{head}: {len(better)} better, {len(worse)} worse, {len(mine) - len(better) - len(worse)} not shown to differ."
+    said = (
+        f"{head}: {len(better)} better, {len(worse)} worse, {len(mine) - len(better) - len(worse)} not shown to differ."
+    )
     if better:
         top = max(better, key=_better)
         said += f" Largest gain {signed(top['difference'])}, {top['arm']} with {_patients(top['patients'])}."
     if worse and not better:
         low = min(worse, key=_better)
-        said += f" Largest loss {number(low['difference'])}, {low['arm']} with {_patients(low['patients'])}."
+        said += f" Largest loss {signed(low['difference'])}, {low['arm']} with {_patients(low['patients'])}."
     if better:
         return Verdict(*((CAUTION, "In part") if worse else (GOOD, "Yes")), said)
     return Verdict(*((BAD, "No, it harms") if worse else (CAUTION, "Not shown")), said)
 
 
 def _patients(p: Patients) -> str:
-    return count(p, "labelled patient") if isinstance(p, int) else f"{p} labelled patients"
-
-
+    return count(p, "labeled patient") if isinstance(p, int) else f"{p} labeled patients"

@@ -20,8 +20,8 @@ GAP = 2  # pixels between the planes of a still
 class Volume:
     """A volume of the page, its axes LPS.
 
-    ``slices`` is a PNG with axial slices row by row, ``columns`` in a row; ``size`` and ``spacing`` are of the volume as
-    it is in the page, ``at`` the voxel where the planes cross first; ``still`` is what is seen without the script.
+    ``slices`` is a PNG with axial slices row by row, ``columns`` in a row; ``size`` and ``spacing`` are of the volume
+    as it is in the page, ``at`` the voxel where the planes cross first; ``still`` is what is seen without the script.
     """
 
     slices: str
@@ -69,7 +69,10 @@ def _still(gray: np.ndarray, spacing: tuple[float, ...], at: tuple[int, ...]) ->
         (gray[x, :, :].T[::-1], spacing[2], spacing[1]),
     ]
     fine = min(spacing)
-    shown = [_stretched(p, (max(1, round(p.shape[0] * a / fine)), max(1, round(p.shape[1] * b / fine)))) for p, a, b in planes]  # fmt: skip
+    shown = []
+    for plane, down, across in planes:
+        rows, columns = plane.shape
+        shown.append(_stretched(plane, (max(1, round(rows * down / fine)), max(1, round(columns * across / fine)))))
     tall = max(p.shape[0] for p in shown)
     parts = []
     for p in shown:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
-    "BAD", "CAUTION", "GOOD", "UNKNOWN", "Verdict", "count", "interval", "name_of", "number", "percent", "plain", "wraps"
+    "BAD", "CAUTION", "GOOD", "UNKNOWN", "Verdict", "brief", "count", "interval", "name_of", "number", "percent",
+    "plain", "section_of", "wraps",
 ]  # fmt: skip
 
 GOOD, CAUTION, BAD, UNKNOWN = "good", "caution", "bad", "unknown"
@@ -44,6 +45,7 @@ SCORES = {
     "anatomy_lesion": ("Anatomy: lesion size", "distance in standard deviations"),
     "share": ("Share of the images", "what part of all images the group is"),
     "share_corrected": ("Share, corrected", "the same, as a classifier that knows its errors sees it"),
+    "discrepancy": ("Discrepancy of the shares", "how far the shares of all groups lie from those among real images"),
     "told_apart": ("Told apart", "how well a classifier tells the groups of synthetic images; 0.5 is chance"),
     "auroc": ("AUROC", "area under the receiver operating characteristic"),
     "auprc": ("AUPRC", "area under the precision-recall curve"),
@@ -88,10 +90,19 @@ def number(value: Any, digits: int = 3) -> str:
         return "–" if value is None or isinstance(value, float) else str(value)
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
+    if value == 0 or 1e-4 <= abs(value) < 1e5:
         places = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
-        return f"{value:,.{min(places, digits)}f}".replace("-", "−")
+        least = digits if abs(value) >= 1e-2 or not value else digits + 2
+        return f"{value:,.{min(places, least)}f}".replace("-", "−")
     return f"{value:.{digits - 1}e}".replace("-", "−")
+
+
+def brief(value: Any) -> str:
+    """The same without the zeros at its end: for settings and the numbers of an axis."""
+    text = number(value)
+    if isinstance(value, int | float) and "." in text and "e" not in text:
+        text = text.rstrip("0").rstrip(".")
+    return text
 
 
 def interval(ends: Any, digits: int = 3) -> str:
