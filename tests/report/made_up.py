@@ -157,7 +157,13 @@ def utility(gain=0.05, p=0.01, patients=(5, 10, 20, "all")):
                      "interval": [d - 0.03, d + 0.03], "p": 0.001 if sure else 0.4,
                      "p_corrected": p if sure else 1.0, "n_patients": 13} for m in ("auroc", "f1")
                 ]  # fmt: skip
+    checks = [
+        {"arm": "duplicated", "kind": "duplicated", "patients": n, "expected": "no difference", "seen": seen,
+         "as_expected": seen == "no difference", "difference": 0.0, "interval": [-0.1, 0.1]}
+        for n, seen in ((5, "no difference"), (10, "hurts"))
+    ]  # fmt: skip
     return {
+        "checks": checks, "lower_is_better": [],
         "study": "tumor or not", "task": "classification", "metrics": ["auroc", "f1"],
         "arms": [{"name": a, "kind": k} for a, k in ARMS], "results": results, "comparisons": compared,
         "generator": {"name": "brain_mri", "digest": "a11f547e1f7e", "patients_seen": 55},
@@ -172,10 +178,16 @@ def readers(told_apart=False):
     one |= {"sensitivity": share, "specificity": share, "not_told_apart": not told_apart}
     marks = {"real": {"mean": 3.9, "n": 40, "counts": [1, 3, 8, 15, 13]}}
     marks["synthetic"] = {"mean": 3.6, "n": 40, "counts": [2, 5, 10, 13, 10]}
-    agreement = {"origin": {"intra_reader": {"kappa": 0.6, "n": 16}, "fleiss": {"kappa": 0.2, "n": 40, "readers": 2}}}
+    captions = {"sensitivity": share, "specificity": share}
+    agreement = {
+        "origin": {
+            "intra_reader": {"kappa": 0.6, "interval": [0.4, 0.7], "n": 16},
+            "fleiss": {"kappa": 0.2, "n": 40, "readers": 2},
+        }
+    }
     return {
         "readers": {"Dr. Anna Example": one, "Dr. Bert Example": one}, "pooled": one,
-        "marks": {"realism": marks, "detail": marks}, "agreement": agreement, "seconds": 3.0,
+        "marks": {"realism": marks, "detail": marks}, "agreement": agreement, "captions": captions, "seconds": 3.0,
     }  # fmt: skip
 
 

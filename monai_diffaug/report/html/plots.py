@@ -151,16 +151,18 @@ def key_of() -> Markup:
 
 
 def effect(
-    title: str, value: float, ends: Sequence[float] | None, within: tuple[float, float], sure: bool, width: float = 220
-) -> Markup:
-    """A difference with its interval on a scale with a line at zero."""
+    title: str, value: float, ends: Sequence[float] | None, within: tuple[float, float], sure: bool,
+    low_is_good: bool = False, width: float = 220,
+) -> Markup:  # fmt: skip
+    """A difference with its interval on a scale with a line at zero; a triangle if it is sure, up for better."""
     low, high = within
     at = _scaled(low, high, 6, width - 6)
     parts = [_line(at(0), 1, at(0), 25, EDGE, 1, "3 2")]
-    color = (GOOD if value > 0 else BAD) if sure else QUIET
+    better = (value < 0) if low_is_good else (value > 0)
+    color = (GOOD if better else BAD) if sure else QUIET
     if ends and len(_finite(ends)) == 2:
         parts.append(_whisker(at(max(low, ends[0])), at(min(high, ends[1])), 13, color, 3.5))
-    parts.append(_shape(("triangle" if value > 0 else "down") if sure else "ring", at(value), 13, 4.6, color))
+    parts.append(_shape(("triangle" if better else "down") if sure else "ring", at(value), 13, 4.6, color))
     return _svg(width, 26, title, parts)
 
 
@@ -191,17 +193,18 @@ def swatch(style: int) -> Markup:
 
 
 def curves(
-    title: str, series: Sequence[Series], labels: Sequence[str], axis: str, width: float = 340, height: float = 250
-) -> Markup:
+    title: str, series: Sequence[Series], labels: Sequence[str], axis: str, width: float = 340, height: float = 250,
+    within: tuple[float, float] | None = None,
+) -> Markup:  # fmt: skip
     """A score against the number of patients, one curve an arm; curves stand a little apart where they would cover
     each other.
     """
     known = _finite([v for s in series for p in s.points for v in (p.y, p.low, p.high)])
     if not known:
         return Markup("")
-    low, high = min(known), max(known)
+    low, high = within or (min(known), max(known))
     pad = 0.06 * (high - low) or 0.05
-    marks = ticks(low - pad, high + pad, 4)
+    marks = ticks(low - pad, high + pad, 6)
     low, high = min(low - pad, marks[0]), max(high + pad, marks[-1])
     left, right, top, bottom = 44, width - 10, 12, height - 36
     y = _scaled(low, high, bottom, top)

@@ -211,7 +211,8 @@ class Readers:
     rows: list[Reader]
     verdict: Verdict
     marks: list[tuple[str, list[tuple[str, str, int, Markup]]]]
-    agreement: list[tuple[str, str, str]]
+    agreement: list[tuple[str, tuple[str, str], tuple[str, str]]]
+    captions: str
 
 
 def readers(run: Run) -> Readers | None:
@@ -229,10 +230,10 @@ def readers(run: Run) -> Readers | None:
             for key, kinds in (data.get("marks") or {}).items() if kinds
         ]  # fmt: skip
         agreement = [
-            (plain(key), number(a.get("intra_reader", {}).get("kappa")), number(a.get("fleiss", {}).get("kappa")))
+            (plain(key), _kappa(a.get("intra_reader")), _kappa(a.get("fleiss")))
             for key, a in (data.get("agreement") or {}).items()
         ]
-        return Readers(rows, _told(pooled, len(named)), marks, agreement)
+        return Readers(rows, _told(pooled, len(named)), marks, agreement, _captions(data.get("captions")))
 
 
 def _reader(name: str, d: Mapping[str, Any]) -> Reader:
@@ -246,6 +247,11 @@ def _reader(name: str, d: Mapping[str, Any]) -> Reader:
     return Reader(name, d["n"], value, plot, *(_share(d[k]) for k in ("sensitivity", "specificity", "accuracy")))
 
 
+def _kappa(k: Mapping[str, Any] | None) -> tuple[str, str]:
+    """With its interval."""
+    return (number(k.get("kappa"), 2), interval(k.get("interval"), 2)) if k else ("–", "")
+
+
 def _share(d: Mapping[str, Any]) -> tuple[str, str]:
     """In percent, and its interval."""
     low, high = d["interval"]
@@ -256,6 +262,14 @@ def _marks(kind: str, v: Mapping[str, Any]) -> tuple[str, str, int, Markup]:
     counts = [int(n) for n in v["counts"]]
     told = ", ".join(f"{n} times {i}" for i, n in enumerate(counts, 1) if n)
     return plain(kind), number(v["mean"], 2), int(v["n"]), counts_bar(f"{kind}: {told}", counts)
+
+
+def _captions(found: Mapping[str, Any] | None) -> str:
+    """How many wrong captions the readers caught; nothing where none was planted."""
+    if not found:
+        return ""
+    caught, passed = (_share(found[k]) for k in ("sensitivity", "specificity"))
+    return f"Wrong captions planted on real pictures: {caught[0]} caught ({caught[1]}); right ones passed: {passed[0]}."
 
 
 def _told(pooled: Mapping[str, Any], n: int) -> Verdict:

@@ -21,11 +21,11 @@ LIST = "datalist.json"
 
 COMMANDS = {
     "scores": "diffaug evaluate REAL RUN --out RUN/scores.json",
-    "utility": "diffaug utility STUDY.json --out RUN/utility.json",
+    "utility": "diffaug utility STUDY.json --out RUN/utility",
     "audit": "diffaug audit TRAIN RUN --unseen REAL --out RUN/audit.json",
-    "readers": "diffaug review STUDY.sqlite --analyze --json > RUN/readers.json",
+    "readers": "diffaug review STUDY.sqlite --analyze --out RUN/readers.json",
 }
-"""The judgments that a report can hold, each a JSON file of that name, and the command that writes it."""
+"""The judgments that a report can hold, and the commands that write them: RUN/NAME.json, or RUN/NAME/NAME.json."""
 
 LEAST_NAME = 4  # letters: shorter names would be struck out of ordinary words
 _PATH = re.compile(
@@ -118,9 +118,14 @@ class Run:
 
     def files(self) -> list[tuple[Path, str]]:
         """The files that the report rests on, and their SHA-256."""
-        names = [LIST, "job.json", *(f"{p}.json" for p in self.parts)]
-        there = [self.folder / n for n in names if (self.folder / n).is_file()]
-        return [(p, digest(p)) for p in there]
+        there = [self.folder / LIST, self.folder / "job.json", *(place_of(self.folder, p) for p in self.parts)]
+        return [(p, digest(p)) for p in there if p.is_file()]
+
+
+def place_of(folder: Path, part: str) -> Path:
+    """Where a judgment lies: beside the datalist, or in a folder of its own."""
+    own = folder / part / f"{part}.json"
+    return own if own.is_file() else folder / f"{part}.json"
 
 
 def digest(path: Path) -> str:
@@ -173,7 +178,7 @@ def opened(folder: str | Path, *, share: bool = False, with_paths: bool = False)
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
             raise DiffAugError(f"{folder / LIST}, entry {i} has no 'image': run `diffaug expand` again")
     job = _object(folder / "job.json") if (folder / "job.json").is_file() else {}
-    there = {name: folder / f"{name}.json" for name in COMMANDS if (folder / f"{name}.json").is_file()}
+    there = {name: path for name in COMMANDS if (path := place_of(folder, name)).is_file()}
     parts = {name: _object(path, f"make it anew with `{COMMANDS[name]}`") for name, path in there.items()}
     return Run(folder, data, tuple(entries), job, parts, share, with_paths)
 
@@ -186,5 +191,5 @@ def faults_of(run: Run, part: str) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DiffAugError(
-            f"{run.folder / part}.json is not what its command writes ({why}): make it anew with `{COMMANDS[part]}`"
+            f"{place_of(run.folder, part)} is not what its command writes ({why}): make it anew with `{COMMANDS[part]}`"
         ) from None

@@ -15,13 +15,18 @@ from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, brief, count, interval,
 __all__ = ["Utility", "utility"]
 
 LEVEL = 0.05
-ROWS = 60  # comparisons in the table at most
-CURVES = 2  # scores that get curves
+ROWS = 100  # comparisons in the table at most
 ARMS = 8  # curves in one plot at most
 CONTROLS = ("real", "classical")
 SYNTHETIC = ("diffusion", "synthetic_only", "pretraining")
+MIXES = ("mixup", "cutout", "cutmix", "patchshuffle")
 CHECKS = ("duplicated", "shuffled", "oracle")
-LOW_IS_GOOD = ("false_positive_area", "false_positives", "hd95", "loss", "error")
+PANELS = (
+    ("images added to real ones", ("diffusion",)),
+    ("images mixed", MIXES),
+    ("other uses, and checks", ("synthetic_only", "pretraining", *CHECKS)),
+)
+LOW_IS_GOOD = ("false_positive_area",)  # for files that do not say
 
 Result = Mapping[str, Any]
 Patients = int | str
@@ -71,9 +76,10 @@ class Utility:
     table: Table
     comparisons: list[tuple[tuple[str, str], list[Comparison]]]
     ratios: bool
-    checks: bool
+    checks: list[tuple[str, str, str, str, bool]]
     left_out: int
     metric: str
+    low_is_good: bool
     verdict: Verdict
     groups: list[Named]
 
@@ -87,19 +93,35 @@ def utility(run: Run) -> Utility | None:
         results: list[Result] = list(data["results"])
         metrics = [str(m) for m in data.get("metrics") or sorted({m for r in results for m in r["metrics"]})]
         kinds = {str(a["name"]): str(a.get("kind", "")) for a in data.get("arms", ())}
-        compared = list(data.get("comparisons", ()))
-        first = metrics[0]
-        mine = [c for c in compared if c["metric"] == first]
-        rows = _compared(mine[:ROWS])
+        first, low = metrics[0], metrics[0] in data.get("lower_is_better", LOW_IS_GOOD)
+        compared = [c for c in data.get("comparisons", ()) if c["metric"] == first]
+        mine = [c for c in compared if kinds.get(str(c["control"])) == "classical"] or compared
+        mine.sort(key=lambda c: _rank(kinds.get(str(c["arm"]), "")))
+        rows = _compared(mine[:ROWS], low)
         tested = {c["n_patients"] for c in compared if c.get("n_patients")}
-        made_by = data.get("generator") or {}
+        charts = _charts(data, kinds, first, len(PANELS))
+        charts += [c for m in metrics[1:2] for c in _charts(data, kinds, m, 1)]
         return Utility(
-            run.scrubbed(data.get("study", "")), run.scrubbed(plain(data.get("task", ""))), _generator(run, made_by),
-            len({r.get("seed") for r in results}), wraps([number(n) for n in sorted(tested)], "or"),
-            [c for m in metrics[:CURVES] for c in _charts(results, kinds, m)], _table(results, first), _by_arm(rows),
-            len({r.get("ratio") for r in results if r.get("ratio")}) > 1, bool(set(kinds.values()) & set(CHECKS)),
-            len(mine) - len(rows), name_of(first)[0], _verdict(mine, kinds, first), _groups(run, results, first),
+            run.scrubbed(data.get("study", "")).replace("_", " "), run.scrubbed(plain(data.get("task", ""))),
+            _generator(run, data.get("generator") or {}), len({r.get("seed") for r in results}),
+            wraps([number(n) for n in sorted(tested)], "or"), charts, _table(results, first), _by_arm(rows),
+            len({r.get("ratio") for r in results if r.get("ratio")}) > 1, _checks(data),
+            len(data.get("comparisons", ())) - len(rows), name_of(first)[0], low, _verdict(mine, kinds, first, low),
+            _groups(run, results, first),
         )  # fmt: skip
+
+
+def _rank(kind: str) -> int:
+    """Synthetic arms first, checks last."""
+    return 0 if kind in SYNTHETIC else 2 if kind in CHECKS else 1
+
+
+def _checks(data: Mapping[str, Any]) -> list[tuple[str, str, str, str, bool]]:
+    """Of each check the arm, patients, what was expected and seen, and whether they agree."""
+    return [
+        (str(c["arm"]), str(c["patients"]), str(c["expected"]), str(c["seen"]), bool(c["as_expected"]))
+        for c in data.get("checks") or ()
+    ]
 
 
 def _generator(run: Run, g: Mapping[str, Any]) -> str:
@@ -133,27 +155,33 @@ def _lines(results: Sequence[Result]) -> dict[str, list[Result]]:
     return lines
 
 
-def _charts(results: Sequence[Result], kinds: Mapping[str, str], metric: str) -> list[Chart]:
-    """The synthetic arms beside both controls, then the other arms beside them."""
-    lines = _lines([r for r in results if _value(r, metric) is not None])
-    order = _order(r["patients"] for r in results)
+def _charts(data: Mapping[str, Any], kinds: Mapping[str, str], metric: str, panels: int) -> list[Chart]:
+    """Both controls in each panel, and the arms of its kinds; all panels on one scale."""
+    results = [r for r in data["results"] if _value(r, metric) is not None]
+    lines, order = _lines(results), _order(r["patients"] for r in results)
+    apart = {
+        (str(c["arm"]), c.get("ratio") or 0, c["patients"]): c
+        for c in data.get("comparisons", ()) if c["metric"] == metric and kinds.get(str(c["control"])) == "classical"
+    }  # fmt: skip
     kind = {name: kinds.get(str(rows[0]["arm"]), "") for name, rows in lines.items()}
+    points = {name: _points(rows, metric, order, apart) for name, rows in lines.items()}
     controls = [n for n in lines if kind[n] in CONTROLS]
-    synthetic = [n for n in lines if kind[n] in SYNTHETIC or kind[n] not in (*CONTROLS, *SYNTHETIC, *CHECKS, *_MIXES)]
-    others = [n for n in lines if n not in controls and n not in synthetic]
-    called = name_of(metric)[0]
-    charts = []
-    for title, names in ((f"{called}: synthetic images", synthetic), (f"{called}: other augmentation, checks", others)):
+    known = {k for _, of in PANELS for k in of} | set(CONTROLS)
+    chosen = []
+    for title, of in PANELS[:panels]:
+        names = [n for n in lines if kind[n] in of or (of == ("diffusion",) and kind[n] not in known)]
         room = ARMS - len(controls)
-        for i in range(0, len(names), room):
-            chosen = [*controls, *names[i : i + room]]
-            series = [Series(n, _points(lines[n], metric, order), j, kind[n] == "real") for j, n in enumerate(chosen)]
-            plot = curves(f"{title}; {_spoken(series, order)}", series, [str(p) for p in order], "labeled patients")
-            charts.append(Chart(title, plot, [(swatch(s.style), s.name) for s in series]))
+        chosen += [(title, [*controls, *names[i : i + room]]) for i in range(0, len(names), room)]
+    shown = {n for _, names in chosen for n in names}
+    ends = [v for n in shown for p in points[n] for v in (p.low, p.high)]
+    charts = []
+    for title, names in chosen:
+        series = [Series(n, points[n], j, kind[n] == "real") for j, n in enumerate(names)]
+        head = f"{name_of(metric)[0]}: {title}"
+        spoken = f"{head}; {_spoken(series, order)}"
+        plot = curves(spoken, series, [str(p) for p in order], "labeled patients", within=(min(ends), max(ends)))
+        charts.append(Chart(head, plot, [(swatch(s.style), s.name) for s in series]))
     return charts
-
-
-_MIXES = ("mixup", "cutout", "cutmix", "patchshuffle")
 
 
 def _spoken(series: Sequence[Series], order: Sequence[Patients]) -> str:
@@ -166,13 +194,20 @@ def _value(r: Result, metric: str) -> float | None:
     return float(value) if isinstance(value, int | float) and value == value else None
 
 
-def _points(rows: Sequence[Result], metric: str, order: Sequence[Patients]) -> tuple[Point, ...]:
-    """Mean over seeds, and the lowest and highest of them."""
+def _points(
+    rows: Sequence[Result], metric: str, order: Sequence[Patients], apart: Mapping[Any, Mapping[str, Any]]
+) -> tuple[Point, ...]:
+    """Mean over seeds; around it the interval of the difference to the control with classical augmentation."""
     points = []
     for i, patients in enumerate(order):
-        values = [v for r in rows if r["patients"] == patients and (v := _value(r, metric)) is not None]
-        if values:
-            points.append(Point(i, sum(values) / len(values), min(values), max(values)))
+        found = [(r, v) for r in rows if r["patients"] == patients and (v := _value(r, metric)) is not None]
+        if not found:
+            continue
+        mean = sum(v for _, v in found) / len(found)
+        first = found[0][0]
+        c = apart.get((str(first["arm"]), first.get("ratio") or 0, patients))
+        low, high = (mean - c["difference"] + e for e in c["interval"]) if c and c.get("interval") else (mean, mean)
+        points.append(Point(i, mean, low, high))
     return tuple(points)
 
 
@@ -181,7 +216,7 @@ def _table(results: Sequence[Result], metric: str) -> Table:
     order = _order(r["patients"] for r in results)
     rows = []
     for name, found in _lines(results).items():
-        points = {p.x: p for p in _points(found, metric, order)}
+        points = {p.x: p for p in _points(found, metric, order, {})}
         cells = [number(points[i].y) if i in points else "–" for i in range(len(order))]
         rows.append((name, cells))
     return [str(p) for p in order], rows
@@ -218,9 +253,8 @@ def _by_group(r: Result, metric: str) -> Iterable[tuple[str, str, float]]:
 # --------------------------------------------------------------------------------------------------------- comparisons
 
 
-def _better(c: Mapping[str, Any]) -> float:
-    """The difference, positive where the arm is better."""
-    low = str(c["metric"]).startswith(LOW_IS_GOOD)
+def _better(c: Mapping[str, Any], low: bool) -> float:
+    """The difference, positive where the arm is better; ``low`` values of the score may be the good ones."""
     return -float(c["difference"]) if low else float(c["difference"])
 
 
@@ -235,15 +269,15 @@ def _chance(p: Any) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def _compared(rows: Sequence[Mapping[str, Any]]) -> list[Comparison]:
+def _compared(rows: Sequence[Mapping[str, Any]], low: bool) -> list[Comparison]:
     ends = [v for c in rows for v in (*(c.get("interval") or ()), c["difference"])]
     most = max((abs(float(v)) for v in ends), default=1.0) * 1.05 or 1.0
     found = []
     for c in rows:
-        verdict = ("better" if _better(c) > 0 else "worse") if _sure(c) else "not shown"
+        verdict = ("better" if _better(c, low) > 0 else "worse") if _sure(c) else "not shown"
         title = f"{c['arm']} less {c['control']}: {number(c['difference'])} ({interval(c.get('interval'))}), {verdict}"
         ratio = f"{brief(c['ratio'])} : 1" if c.get("ratio") else "–"
-        plot = effect(title, float(c["difference"]), c.get("interval"), (-most, most), _sure(c))
+        plot = effect(title, float(c["difference"]), c.get("interval"), (-most, most), _sure(c), low)
         found.append(
             Comparison(
                 str(c["arm"]), str(c["control"]), str(c["patients"]), ratio, name_of(c["metric"])[0],
@@ -266,7 +300,7 @@ def signed(value: Any) -> str:
     return f"{value:+.3f}".replace("-", "−") if isinstance(value, int | float) else "–"
 
 
-def _verdict(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], metric: str) -> Verdict:
+def _verdict(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], metric: str, low: bool) -> Verdict:
     """Over the arms with synthetic images, against the control with classical augmentation."""
     mine = [c for c in rows if kinds.get(str(c["arm"]), "diffusion") in SYNTHETIC]
     classical = [c for c in mine if kinds.get(str(c["control"])) == "classical"]
@@ -274,17 +308,17 @@ def _verdict(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], metric
     if not mine:
         return Verdict(UNKNOWN, "Not judged", "The study compares no synthetic arm with a control.")
     against = "classical augmentation" if classical else "the control"
-    better, worse = ([c for c in mine if _sure(c) and (_better(c) > 0) == up] for up in (True, False))
+    better, worse = ([c for c in mine if _sure(c) and (_better(c, low) > 0) == up] for up in (True, False))
     head = f"{count(len(mine), 'comparison')} with {against} ({name_of(metric)[0]})"
     said = (
         f"{head}: {len(better)} better, {len(worse)} worse, {len(mine) - len(better) - len(worse)} not shown to differ."
     )
     if better:
-        top = max(better, key=_better)
+        top = max(better, key=lambda c: _better(c, low))
         said += f" Largest gain {signed(top['difference'])}, {top['arm']} with {_patients(top['patients'])}."
     if worse and not better:
-        low = min(worse, key=_better)
-        said += f" Largest loss {signed(low['difference'])}, {low['arm']} with {_patients(low['patients'])}."
+        last = min(worse, key=lambda c: _better(c, low))
+        said += f" Largest loss {signed(last['difference'])}, {last['arm']} with {_patients(last['patients'])}."
     if better:
         return Verdict(*((CAUTION, "In part") if worse else (GOOD, "Yes")), said)
     return Verdict(*((BAD, "No, it harms") if worse else (CAUTION, "Not shown")), said)
