@@ -1,18 +1,19 @@
 """The worked report of docs/reports/brain_mri: slices of training patients varied, judged on patients never seen.
 
-    python -m tests.benchmarks.worked_report DATA OUT [--utility FILE]
+    python -m tests.benchmarks.worked_report DATA OUT --utility FILE --pictures docs/reports/brain_mri
 
-DATA holds brain_lgg_2d and brain_lgg_3d. What is done already in OUT is kept: remove a file to have it made anew.
+DATA holds brain_lgg_2d and brain_lgg_3d; OUT gets the slices, the run and the report; FILE is a study's utility.json.
+What is done already in OUT is kept: remove OUT/run/audit.json, say, to have it made anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
@@ -23,6 +24,8 @@ from monai_diffaug.io.atomic import write_json
 SIZE = 96
 SEXES = {"1": "sex code 1", "2": "sex code 2"}  # the source does not say which is which
 METHODS = ("da_fusion", "healthy_counterfactual")
+CHROMIUM = "/usr/bin/chromium"
+SECTIONS = ("pictures", "real", "help", "leak", "fair")
 
 
 def rows(data: Path) -> list[dict[str, str]]:
@@ -84,12 +87,33 @@ def diffaug(*words: object) -> int:
     return done
 
 
+def photographed(page: Path, folder: Path) -> None:
+    """Pictures of the page's sections, by a real browser, with the page beside them."""
+    from playwright.sync_api import sync_playwright
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(page, folder / "report.html")
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        shown = browser.new_page(viewport={"width": 1240, "height": 720})
+        shown.goto(page.resolve().as_uri())
+        shown.wait_for_timeout(500)
+        taken = {"summary": shown.screenshot()}
+        for name in SECTIONS:
+            taken[name] = shown.locator(f"#{name}").screenshot()
+        browser.close()
+    for name, data in taken.items():
+        picture = Image.open(BytesIO(data)).convert("RGB")
+        picture.quantize(256, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
+
+
 def main() -> None:
     """Every step that is not done yet, then the report."""
     said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     said.add_argument("data", type=Path)
     said.add_argument("out", type=Path)
     said.add_argument("--utility", type=Path, help="utility.json of a study of the same backbone")
+    said.add_argument("--pictures", type=Path, help="folder for the page and pictures of it")
     told = said.parse_args()
     told.out.mkdir(parents=True, exist_ok=True)
     few, train, test = (told.out / k for k in ("slices", "train", "test"))
@@ -109,7 +133,8 @@ def main() -> None:
     if told.utility and told.utility.is_file():
         shutil.copy(told.utility, run / "utility.json")
     diffaug("report", run, "--out", told.out / "report.html")
-    print(json.dumps({p.name: p.stat().st_size for p in sorted(run.glob("*.json"))}))
+    if told.pictures:
+        photographed(told.out / "report.html", told.pictures)
 
 
 if __name__ == "__main__":
