@@ -1,11 +1,10 @@
-"""Networks that turn images into features for scores: shipped, from a file, from a folder of timm or transformers."""
+"""Networks that turn images into features for scores: shipped, from a file, or from a folder as published."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +12,15 @@ from torch import Tensor, nn
 
 from monai_diffaug.backbones import weights as files
 from monai_diffaug.backbones.judge import Judge
-from monai_diffaug.backbones.loading import load_backbone, locate, shipped
+from monai_diffaug.backbones.loading import WEIGHTS, load_backbone, locate, shipped
+from monai_diffaug.backbones.parts import judge_of
+from monai_diffaug.backbones.published import RADIMAGENET, Found, Prepared, of_folder, of_state, pooled
 from monai_diffaug.types import DiffAugError
 
 __all__ = ["DEFAULT", "Extractor", "extractor"]
 
-DEFAULT = "mednist"
-"""Whose judge is asked where nobody says otherwise: it knows six kinds of medical image."""
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+DEFAULT = "medical"
+"""What is asked where nobody says otherwise: it knows the kinds of image of all shipped domains, and no generator."""
 
 
 @dataclass(frozen=True)
@@ -96,79 +95,58 @@ def _of_judge(name: str) -> Extractor:
     )
 
 
-def _three_channels(images: Tensor) -> Tensor:
-    """[-1, 1] gray or color to three channels as ImageNet's networks are fed."""
-    rgb = images.expand(-1, 3, *images.shape[2:]) if images.shape[1] == 1 else images[:, :3]
-    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in IMAGENET)
-    return ((rgb + 1) / 2 - mean) / std
+def _of_classifier(folder: Path) -> Extractor:
+    """A judge on its own, not beside a backbone, which says for what size of image it is."""
+    judge = judge_of(folder)
+    said = files.read_json(folder / "judge.json")
+    config = judge.config or {}
+    dims = int(config.get("spatial_dims", 2))
+    stages = [n for n, _ in judge.module.named_children() if n.startswith("layer")]
+    kinds = int(said.get("kinds", len(judge.labels)))
+
+    def classify(images: Tensor) -> Tensor:
+        p = judge.classify(images)
+        return p.reshape(len(p), -1, kinds).sum(1)  # classes that stand for one kind in several positions
+
+    return Extractor(
+        name=f"{said.get('name', folder.name)} ({kinds} kinds of image)",
+        digest=files.sha256(files.weights_of(folder, "network")),
+        dims=dims,
+        features=judge.features,
+        size=tuple(said.get("size") or (64,) * dims),
+        classify=classify,
+        layers=_hooked(judge.module, stages) if stages else None,
+    )
 
 
-def _pooled(out: Any) -> Tensor:
-    """One vector an image, of whatever a network returns."""
-    for key in ("pooler_output", "image_embeds", "last_hidden_state"):
-        value = getattr(out, key, None)
-        if value is not None:
-            return value if value.ndim == 2 else value.mean(1)
-    out = out[0] if isinstance(out, tuple | list) else out
-    return out.flatten(2).mean(2) if out.ndim > 2 else out
+def _of_published(found: Found, name: str) -> Extractor:
+    return Extractor(
+        name,
+        files.sha256(found.weights),
+        2,
+        lambda x: pooled(found.module(found.prepared(x))),
+        (found.size, found.size),
+    )
 
 
 def _of_file(path: Path) -> Extractor:
-    """TorchScript: images (B, 3, H, W), normalized as ImageNet's are, to features."""
+    """TorchScript: images (B, 3, H, W), normalized as ImageNet's are, to features; or a state dict of a known kind."""
     try:
         module = torch.jit.load(str(path), map_location="cpu").eval()
-    except RuntimeError as e:
-        raise DiffAugError(
-            f"{path} is no TorchScript file ({str(e).splitlines()[0]}): export the network with torch.jit, or pass the "
-            "module itself to monai_diffaug.backbones.extractors.extractor"
-        ) from None
-    return Extractor(path.name, files.sha256(path), 2, lambda x: _pooled(module(_three_channels(x))))
-
-
-def _of_folder(folder: Path) -> Extractor:
-    config = files.read_json(folder / "config.json", "give a folder saved by transformers or timm")
-    weights = next(iter(files.weight_files(folder).values()), None)
-    if weights is None:
-        raise DiffAugError(f"{folder} holds no weights: copy model.safetensors there")
-    if "architecture" in config:
-        module, size = _timm(folder, config, weights)
-    else:
-        module, size = _transformers(folder, config)
-    return Extractor(folder.name, files.sha256(weights), 2, lambda x: _pooled(module(_three_channels(x))), (size, size))
-
-
-def _timm(folder: Path, config: dict[str, Any], weights: Path) -> tuple[Any, int]:
-    try:
-        import timm
-    except ModuleNotFoundError:
-        raise DiffAugError(f"{folder} is a model of timm: pip install timm") from None
-    module = timm.create_model(config["architecture"], pretrained=False, num_classes=0)
-    state = {k: v for k, v in files.read_weights(weights).items() if k in module.state_dict()}
-    missing = sorted(set(module.state_dict()) - set(state))
-    if missing:
-        raise DiffAugError(f"{weights} lacks {len(missing)} weights of {config['architecture']} (first: {missing[0]})")
-    module.load_state_dict(state)
-    size = config.get("pretrained_cfg", {}).get("input_size", [3, 224, 224])[-1]
-    return module.eval(), int(size)
-
-
-def _transformers(folder: Path, config: dict[str, Any]) -> tuple[Any, int]:
-    import transformers
-
-    from monai_diffaug.backbones.parts import pretrained
-
-    module = pretrained(transformers, "AutoModel", folder).eval()
-    module = getattr(module, "vision_model", module)  # the image half of a dual encoder
-    vision = config.get("vision_config", config)
-    return (lambda x: module(pixel_values=x)), int(vision.get("image_size", 224))
+    except RuntimeError:
+        return _of_published(of_state(path), path.name)
+    rad = "radimagenet" in path.name.lower()
+    prepared = Prepared(*RADIMAGENET, blue_first=True) if rad else Prepared()
+    return Extractor(path.name, files.sha256(path), 2, lambda x: pooled(module(prepared(x))))
 
 
 def extractor(what: str | Path | nn.Module = DEFAULT, *, dims: int = 2, size: int | None = None) -> Extractor:
     """A feature extractor.
 
     Args:
-        what: the name or folder of a backbone with a judge; a TorchScript file; a folder of timm or transformers (such
-            as DINOv2's); or a module from images (B, C, *S) in [-1, 1] to features.
+        what: ``medical``; the name or folder of a backbone with a judge; a TorchScript file; a folder of transformers
+            (DINOv2), timm or open_clip (BiomedCLIP); a state dict of a residual network or a vision transformer
+            (RadImageNet); or a module from images (B, C, *S) in [-1, 1] to features.
         dims: of the images that a module takes.
         size: side that a module wants its images in.
 
@@ -178,16 +156,18 @@ def extractor(what: str | Path | nn.Module = DEFAULT, *, dims: int = 2, size: in
     if isinstance(what, nn.Module):
         module = what.eval()
         return Extractor(
-            type(module).__name__, "", dims, lambda x: _pooled(module(x)), None if size is None else (size,) * dims
+            type(module).__name__, "", dims, lambda x: pooled(module(x)), None if size is None else (size,) * dims
         )
-    path = Path(what).expanduser()
+    path = WEIGHTS / DEFAULT if str(what) == DEFAULT else Path(what).expanduser()
     if str(what) in shipped() or (path / "contract.json").is_file() or (path / "models" / "contract.json").is_file():
         return _of_judge(str(what))
+    if (path / "judge.json").is_file():
+        return _of_classifier(path)
     if path.is_file():
         return _of_file(path)
     if path.is_dir():
-        return _of_folder(path)
+        return _of_published(of_folder(path), path.name)
     raise DiffAugError(
-        f"extractor {str(what)!r} is unknown: give a shipped backbone ({', '.join(shipped())}), a TorchScript file, or "
-        "a folder saved by transformers or timm"
+        f"extractor {str(what)!r} is unknown: give {DEFAULT}, a shipped backbone ({', '.join(shipped())}), a "
+        "TorchScript file, or a folder saved by transformers, timm or open_clip"
     )
