@@ -51,7 +51,7 @@ CHANGES: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "turned": lambda x, g: _turned(x, math.radians(_between(g, -10, 10))),
     "cropped": lambda x, g: _turned(x, 0.0, 0.9),
 }
-"""Changes of one image (1, C, *S) in [-1, 1]: moved by up to 10 % of a side, mirrored, contrast changed by up to 20 % and
+"""Changes of one image (1, C, *S) in [-1, 1]: moved by up to 10 % of a side, mirrored, contrast changed by up to 20 %,
 brightness by up to 10 % of the range, turned by up to 10 degrees, cropped to the middle 90 %."""
 
 

@@ -107,6 +107,9 @@ def expand_images(
     param: Parameters = None,
     keep: Keep = None,
     attempts: Attempts = 4,
+    gate: Annotated[str | None, typer.Option(help="audit: write no copy of a training image; --gate-unseen.")] = None,
+    gate_train: Annotated[str | None, typer.Option(help="Datalist of training images; SOURCE unless given.")] = None,
+    gate_unseen: Annotated[str | None, typer.Option(help="Datalist of real images of other patients.")] = None,
     concept: Concepts = None,
     section: Annotated[str, typer.Option(help="Of the datalist JSON.")] = "training",
     base: Annotated[Path | None, typer.Option(help="Folder that its paths start from; its own unless given.")] = None,
@@ -134,8 +137,10 @@ def expand_images(
       diffaug expand scans/ -m sdedit:strength=0.3,scale=2 -b CKPT --out more
       diffaug expand scans/ -m sdedit -b CKPT --out more --keep label --keep novelty
       diffaug expand scans/ -m sdedit -b CKPT --out more --format nnunet:12
+      diffaug expand scans/ -m sdedit -b CKPT --out more --gate audit --gate-unseen others/
     """
     from monai_diffaug.expand import expand
+    from monai_diffaug.expand.gate import gate_of
 
     with _progress(json) as (advance, say):
         outcome = expand(
@@ -148,6 +153,7 @@ def expand_images(
             seed=seed,
             keep=limits_of(keep),
             attempts=attempts,
+            gate=gate_of(gate, gate_train, gate_unseen),
             concepts=concept or (),
             section=section,
             base=base,

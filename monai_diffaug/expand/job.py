@@ -1,6 +1,7 @@
 """The output folder of a job: its settings, what is done already, and the datalist at the end.
 
 job.json            the settings; a run with others is refused
+audit/NAME.gate.json what the gate refused of a piece of work, for whoever holds the training images
 images/ masks/      what was made; beside each image a JSON file that says how, but not of which source
 records/NAME.json   one for each piece of work, written last: where it is, the piece is done
 datalist.json       at the end, from the records
@@ -123,6 +124,11 @@ class Job:
     def audit(self, task: Task, found: Mapping[str, Any]) -> None:
         """Write down, apart from what goes with the image, which training images it was compared with."""
         atomic.write_json(self.folder / "audit" / f"{task.name}.json", dict(found))
+
+    def refuse(self, task: Task, attempts: Sequence[Mapping[str, Any]]) -> None:
+        """Write down what the gate did not let through, and which training images it repeats."""
+        said = {"image": task.name, "source": task.item.id, "refused": list(attempts)}
+        atomic.write_json(self.folder / "audit" / f"{task.name}.gate.json", said)
 
     def reject(self, task: Task, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Write down that nothing that was made for a task passed the filters."""

@@ -10,18 +10,21 @@ import torch
 
 from .. import registry
 from ..primitives.concepts import digest
-from ..primitives.filters import Sieve, Verdict
+from ..primitives.filters import Verdict
 from ..provenance import Record
 from ..types import Backbone, Concept, DiffAugError, NoiseSource, iterate
 from .arguments import Recipe, class_of, offers_mask, wants_mask
+from .gate import Guarded
 from .job import Job, Task
 from .making import Product, Source, finish, make, open_source, seed_of, tells_mask
 from .planning import Planned
 
-__all__ = ["Loop"]
+__all__ = ["Judge", "Loop"]
 
 Progress = Callable[[int, int, str], None]
 Say = Callable[[str], None]
+Judge = Callable[[torch.Tensor, Sequence[str | None]], Sequence[Verdict]]
+"""What decides whether an image is kept: filters, or a gate with filters."""
 Tried = list[tuple[int, Product, Verdict]]
 """Attempts at one task: seed, product and verdict."""
 
@@ -49,7 +52,7 @@ class Loop:
         plan: Planned,
         *,
         seed: int = 0,
-        sieve: Sieve | None = None,
+        sieve: Judge | None = None,
         controls: Sequence[Concept] = (),
         attempts: int = 1,
         strict: bool = False,
@@ -222,6 +225,7 @@ class Loop:
         self._past(task)
         if task.name in self.before:
             return
+        self._log_refused(task, tried)
         seed, product, verdict = tried[-1]
         given, kind = self.plan.given[task.name], self._kind(source, product)
         record = Record(
@@ -250,8 +254,15 @@ class Loop:
             self.job.audit(task, product.audit)
         self.job.keep(task, source.scan, product, {**asdict(record), **more})
 
+    def _log_refused(self, task: Task, tried: Tried) -> None:
+        """What the gate refused, apart from what goes with the images: it names training images."""
+        refused = [{"seed": s, **v.repeats} for s, _, v in tried if isinstance(v, Guarded) and v.repeats is not None]
+        if refused:
+            self.job.refuse(task, refused)
+
     def _reject(self, task: Task, tried: Tried) -> None:
         if task.name not in self.before:
+            self._log_refused(task, tried)
             self.job.reject(task, [_scored(s, v) for s, _, v in tried])
         self._past(task)
 

@@ -20,8 +20,9 @@ from ..primitives import concepts as taught_by
 from ..primitives.filters import Sieve, check_limits
 from ..types import Backbone, Concept, Contract, DiffAugError
 from .arguments import recipes
+from .gate import Gate, gate_digest, guarded_by
 from .job import LIST, Job
-from .loop import Loop, Progress, Say
+from .loop import Judge, Loop, Progress, Say
 from .making import open_source
 from .planning import Planned, planned
 
@@ -70,6 +71,7 @@ def expand(
     seed: int = 0,
     keep: Mapping[str, float] | None = None,
     attempts: int = 4,
+    gate: Gate | None = None,
     concepts: Sequence[str | Path | Concept] = (),
     section: str = "training",
     base: str | Path | None = None,
@@ -96,7 +98,8 @@ def expand(
         copies: synthetic images per method and real image.
         seed: of the job.
         keep: filters with their limits (see :class:`monai_diffaug.primitives.filters.Sieve`).
-        attempts: how often an image is made before it is given up, when filters reject it.
+        attempts: how often an image is made before it is given up, when filters or the gate reject it.
+        gate: refuses copies of training images; what it refused is logged in ``audit/`` of the folder.
         concepts: files or concepts put on the backbone.
         section: of a datalist JSON.
         base: folder that its relative paths start from.
@@ -119,6 +122,8 @@ def expand(
     if copies < 1 or attempts < 1 or (batch_size is not None and batch_size < 1):
         raise DiffAugError("copies, attempts and batch size are counts: give 1 or more")
     check_format(layout)
+    if gate is not None:
+        gate.check()
     model = backbone if isinstance(backbone, Backbone) else hub.load(backbone, precision=precision, device=device)
     items = datalist.read(source, section=section, base=base, dims=model.contract.spatial_dims)
     with ExitStack() as stack:
@@ -141,11 +146,13 @@ def expand(
             "attempts": attempts,
             "precision": str(model.precision).removeprefix("torch."),
             "batch_size": size,
-        }
+        } | ({} if gate is None else {"gate": gate_digest(gate, source)})
         plan = planned(items, named, model, copies, size, strict)
         stack.enter_context(atomic.claimed(out))
         job = Job(out, settings)
-        sieve = _sieve(model, items, keep or {}, plan)
+        sieve: Judge | None = _sieve(model, items, keep or {}, plan)
+        if gate is not None:
+            sieve = guarded_by(gate, model, items, sieve)
         loop = Loop(
             job,
             model,
@@ -193,7 +200,9 @@ def ended(loop: Loop, begin: float, license_of_source: str) -> Outcome:
     remarks |= {k: list(v) for k, v in (("skipped", skipped), ("unchanged", unchanged)) if v}
     made, rejected = job.finish(plan.tasks, remarks)
     if not made:
-        none_passed = ["no image passed the filters: lower their limits"] if rejected else []
+        none_passed = (
+            ["no image passed: lower the filters' limits, or make images that differ more"] if rejected else []
+        )
         raise DiffAugError(f"nothing was made: {[*skipped, *none_passed, *unchanged, 'there was nothing to do'][0]}")
     before = sum(task.name in loop.before for task in plan.tasks) - sum(name in loop.before for name in rejected)
     seconds = time.monotonic() - begin
