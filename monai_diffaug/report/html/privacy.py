@@ -10,21 +10,8 @@ from typing import Any
 from .pictures import Picture, deepest, drawn, perhaps, window
 from .run import Run, faults_of
 from .sheets import source_name, source_of
-from .words import (
-    BAD,
-    CAUTION,
-    GOOD,
-    UNKNOWN,
-    Verdict,
-    count,
-    interval,
-    name_of,
-    number,
-    percent,
-    plain,
-    section_of,
-    wraps,
-)  # fmt: skip
+from .terms import figure_of, section_of
+from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, brief, count, interval, percent, plain, wraps
 
 __all__ = ["Pair", "Privacy", "Section", "privacy"]
 
@@ -43,6 +30,21 @@ class Section:
     question: str
     verdict: Verdict
     figures: list[tuple[str, str, str, str, str]]
+    warnings: list[str]
+
+    @property
+    def judged(self) -> list[tuple[str, str, str, str, str]]:
+        """Figures that have a control or a limit to compare with."""
+        return [f for f in self.figures if f[3] or f[4]]
+
+    @property
+    def further(self) -> str:
+        """The other figures in a line."""
+        by: dict[str, list[str]] = {}
+        for name, value, *_ in (f for f in self.figures if not (f[3] or f[4])):
+            head, _, last = name.rpartition(", ")
+            by.setdefault(head or name, []).append(f"{last} {value}" if head else value)
+        return "; ".join(f"{head}: {', '.join(values)}" for head, values in by.items())
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def privacy(run: Run) -> Privacy:
             remark = "The closest pairs show training images. They are left out of this copy, which is for sharing."
         told = [s for s in [*found, *extra] if s.key != "fairness"]
         fairness = next(s for s in found if s.key == "fairness")
-        limits = [run.scrubbed(line) for line in data.get("limitations", ())]
+        limits = [run.scrubbed(line) for line in data.get("limitations", ()) if not line.startswith("Not judged")]
         return Privacy(_verdict(data, told), told, fairness, pairs, limits, remark)
 
 
@@ -114,22 +116,24 @@ def _newer(data: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 def _section(run: Run, key: str, said: Mapping[str, Any] | None) -> Section:
     name, question = section_of(key)
-    if said is None or said.get("verdict") not in _MARKS:
-        why = run.scrubbed(said["says"]) if said and said.get("says") else ""
-        return Section(key, name, question, Verdict(UNKNOWN, "Not judged", why), _figures(run, said or {}))
-    mark, word = _MARKS[str(said["verdict"])]
-    return Section(key, name, question, Verdict(mark, word, run.scrubbed(said.get("says", ""))), _figures(run, said))
+    known = said or {}
+    mark, word = _MARKS.get(str(known.get("verdict")), (UNKNOWN, "Not judged"))
+    says = run.scrubbed(known.get("says") or "")
+    if mark == UNKNOWN:  # the mark says so already
+        says = says.removeprefix("Not judged: ")
+        says = says[:1].upper() + says[1:]
+    warnings = [run.scrubbed(w) for w in known.get("warnings") or ()]
+    return Section(key, name, question, Verdict(mark, word, says), _figures(run, known), warnings)
 
 
 def _figures(run: Run, said: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
     rows = []
     for name, f in (said.get("figures") or {}).items():
         known = f if isinstance(f, Mapping) else {"value": f}
-        told = [number(known.get(k)) if known.get(k) is not None else "" for k in ("control", "bar")]
-        rows.append(
-            (run.scrubbed(name_of(name)[0]), number(known.get("value")), interval(known.get("interval")), *told)
-        )
-    return rows  # type: ignore[return-value]
+        told = [brief(known[k]) if known.get(k) is not None else "" for k in ("control", "bar")]
+        value, ends = brief(known.get("value")), interval(known.get("interval"))
+        rows.append((run.scrubbed(figure_of(name)), value, ends, told[0], told[1]))
+    return rows
 
 
 def _verdict(data: Mapping[str, Any], told: list[Section]) -> Verdict:

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from .plots import counts_bar, row_plot
 from .run import Run, faults_of
-from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, count, interval, name_of, number, percent, plain, wraps
+from .terms import name_of
+from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, count, interval, number, percent, plain, wraps
 
 __all__ = ["Readers", "Row", "Scores", "readers", "scores"]
 

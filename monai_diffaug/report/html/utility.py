@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from .plots import Point, Series, curves, effect, swatch
 from .run import Run, faults_of
-from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, brief, count, interval, name_of, number, plain, wraps
+from .terms import name_of
+from .words import BAD, CAUTION, GOOD, UNKNOWN, Verdict, brief, count, interval, number, plain, wraps
 
 __all__ = ["Utility", "utility"]
 

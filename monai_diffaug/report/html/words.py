@@ -8,9 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
-    "BAD", "CAUTION", "GOOD", "UNKNOWN", "Verdict", "brief", "count", "interval", "name_of", "number", "percent",
-    "plain", "section_of", "wraps",
-]  # fmt: skip
+    "BAD",
+    "CAUTION",
+    "GOOD",
+    "UNKNOWN",
+    "Verdict",
+    "brief",
+    "count",
+    "interval",
+    "number",
+    "percent",
+    "plain",
+    "wraps",
+]
 
 GOOD, CAUTION, BAD, UNKNOWN = "good", "caution", "bad", "unknown"
 
@@ -22,58 +32,6 @@ class Verdict:
     mark: str
     word: str
     says: str = ""
-
-
-# name of a score -> what it is called, and what it says
-SCORES = {
-    "fid": ("Fréchet distance (FID)", "how far apart the two sets lie, seen by the network"),
-    "kid": ("Kernel distance (KID)", "the same without FID's bias at small numbers"),
-    "precision": ("Precision", "share of synthetic images that lie among real ones"),
-    "recall": ("Recall", "share of real images that lie among synthetic ones"),
-    "density": ("Density", "how densely real images surround the synthetic ones"),
-    "coverage": ("Coverage", "share of real images that have a synthetic neighbor"),
-    "vendi": ("Vendi score", "number of clearly different images"),
-    "inception_score": ("Inception score", "variety of classes, each clearly recognized"),
-    "perceptual_diversity": ("Perceptual diversity", "mean difference between two images, seen by the network"),
-    "ssim_pairs": ("Likeness of pairs (SSIM)", "how alike two images of the set are"),
-    "ms_ssim_pairs": ("Likeness of pairs (MS-SSIM)", "the same at several scales"),
-    "ssim_to_source": ("Likeness to the source (SSIM)", "how alike an image and the real one that it was made of are"),
-    "frd": ("Radiomics distance (FRD)", "how far apart texture and gray values lie"),
-    "anatomy_body": ("Anatomy: size of the body", "distance in standard deviations"),
-    "anatomy_dark_inside": ("Anatomy: dark inside", "distance in standard deviations"),
-    "anatomy_symmetry": ("Anatomy: symmetry", "distance in standard deviations"),
-    "anatomy_lesion": ("Anatomy: lesion size", "distance in standard deviations"),
-    "share": ("Share of the images", "what part of all images the group is"),
-    "share_corrected": ("Share, corrected", "the same, as a classifier that knows its errors sees it"),
-    "discrepancy": ("Discrepancy of the shares", "how far the shares of all groups lie from those among real images"),
-    "told_apart": ("Told apart", "how well a classifier tells the groups of synthetic images; 0.5 is chance"),
-    "auroc": ("AUROC", "area under the receiver operating characteristic"),
-    "auprc": ("AUPRC", "area under the precision-recall curve"),
-    "f1": ("F1", "harmonic mean of precision and recall"),
-    "iou": ("IoU", "overlap over union"),
-    "map": ("mAP", "mean average precision of boxes"),
-}  # fmt: skip
-
-_SECTIONS = {
-    "copies": ("Copies", "Is a synthetic image a copy of a training image, also shifted, mirrored or brightened?"),
-    "reidentification": ("Re-identification", "Is a patient recognized in a synthetic image?"),
-    "membership": ("Membership", "Can it be told whether a patient's images were used for training?"),
-    "extraction": ("Extraction", "Do training images come out when very many images are made?"),
-    "attributes": ("Attributes", "Does an image give away sex, age or site of the patient it was made of?"),
-    "fairness": ("Fairness", "Are groups of patients served equally well?"),
-}
-
-
-def name_of(key: str) -> tuple[str, str]:
-    """What a score is called, and what it says."""
-    base, planes = key.removesuffix("_2.5d"), key.endswith("_2.5d")
-    called, says = SCORES.get(base, (plain(base), ""))
-    return (f"{called}, slices" if planes else called), (f"{says}; slices of three planes" if planes else says)
-
-
-def section_of(key: str) -> tuple[str, str]:
-    """What a section of the audit is called, and its question."""
-    return _SECTIONS.get(key, (plain(key), ""))
 
 
 def plain(key: Any) -> str:
