@@ -41,18 +41,23 @@ def plain(key: Any) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Three figures that count, a true minus sign, a dash for what is no number."""
+    """Three figures, at most three places, a true minus sign, a dash for what is no number."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "–" if value is None or isinstance(value, float) else str(value)
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
-    if value == 0 or 1e-4 <= abs(value) < 1e5:
-        places = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
-        least = digits if abs(value) >= 1e-2 or not value else digits + 2
-        return f"{value:,.{min(places, least)}f}".replace("-", "−")
-    return f"{value:.{digits - 1}e}".replace("-", "−")
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e5 or abs(value) < 1e-4:
+        text = f"{value:.{digits - 1}e}"
+    elif abs(value) < 10**-digits:
+        text = f"{value:.5f}"
+    else:
+        whole = math.floor(math.log10(abs(value))) + 1 if abs(value) >= 1 else 0
+        text = f"{value:,.{max(0, digits - whole)}f}"
+    return text.replace("-", "−")
 
 
 def brief(value: Any) -> str:
