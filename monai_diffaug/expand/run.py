@@ -20,7 +20,7 @@ from ..primitives import concepts as taught_by
 from ..primitives.filters import Sieve, check_limits
 from ..types import Backbone, Concept, Contract, DiffAugError
 from .arguments import recipes
-from .gate import Gate, gate_digest, guarded_by
+from .gate import Gate, Watch, gate_digest, guarded_by
 from .job import LIST, Job
 from .loop import Judge, Loop, Progress, Say
 from .making import open_source
@@ -200,9 +200,9 @@ def ended(loop: Loop, begin: float, license_of_source: str) -> Outcome:
     remarks |= {k: list(v) for k, v in (("skipped", skipped), ("unchanged", unchanged)) if v}
     made, rejected = job.finish(plan.tasks, remarks)
     if not made:
-        none_passed = (
-            ["no image passed: lower the filters' limits, or make images that differ more"] if rejected else []
-        )
+        gated = isinstance(loop.sieve, Watch)
+        hint = "no image passed the gate: make images that differ more, such as with more strength"
+        none_passed = [hint if gated else "no image passed the filters: lower their limits"] if rejected else []
         raise DiffAugError(f"nothing was made: {[*skipped, *none_passed, *unchanged, 'there was nothing to do'][0]}")
     before = sum(task.name in loop.before for task in plan.tasks) - sum(name in loop.before for name in rejected)
     seconds = time.monotonic() - begin
