@@ -84,7 +84,7 @@ class Segmentation:
     def network(self) -> nn.Module:
         """Images (B, 1, S, S) -> logits (B, 1, S, S)."""
         strides = [2] * (len(self.widths) - 1)
-        module: nn.Module = UNet(2, 1, 1, list(self.widths), strides, norm="BATCH")
+        module: nn.Module = UNet(2, 1, 1, list(self.widths), strides, norm="INSTANCE")
         return module
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def _concluded(study: Study, test: Pool, done: Sequence[Done], digests: Mapping[
     checks = _checked(study, comparisons)
     generator = None
     if study.generator is not None:
-        name = study.generator.backbone
+        name = Path(study.generator.backbone).name
         generator = {"name": name, "digest": digests.get(name, ""), "patients_seen": study.generator.patients_seen}
         if others := {k: v for k, v in digests.items() if k != name}:
             generator["others"] = others

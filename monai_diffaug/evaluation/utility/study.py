@@ -143,9 +143,9 @@ def opened(source: str | Path | Mapping[str, Any]) -> Study:
         DiffAugError: the file is unreadable; a key, task, arm, method or metric is unknown; the control is missing.
     """
     if isinstance(source, Mapping):
-        raw, where = dict(source), "the study"
+        raw, where, base = dict(source), "the study", Path()
     else:
-        raw, where = _json(Path(source)), str(source)
+        raw, where, base = _json(Path(source)), str(source), Path(source).parent
     arms = raw.pop("arms", None)
     if not isinstance(arms, list) or not all(isinstance(a, dict) for a in arms):
         raise DiffAugError(f"{where} has no list 'arms': give the arms as objects with 'name' and 'kind'")
@@ -153,14 +153,25 @@ def opened(source: str | Path | Mapping[str, Any]) -> Study:
     known = _checked({"name": "study", **raw}, Study, where, {"arms", "training", "generator"})
     study = Study(
         **known,
-        arms=tuple(Arm(**_checked({"name": a.get("kind", ""), **a}, Arm, f"{where}, an arm")) for a in arms),
+        arms=tuple(
+            Arm(**_checked({"name": a.get("kind", ""), **_found(a, base)}, Arm, f"{where}, an arm")) for a in arms
+        ),
         training=Training(**_checked(training, Training, f"{where}, 'training'")),
-        generator=None if generator is None else Generator(**_checked(generator, Generator, f"{where}, 'generator'")),
+        generator=None
+        if generator is None
+        else Generator(**_checked(_found(generator, base), Generator, f"{where}, 'generator'")),
     )
     _check_study(study, where)
     _check_arms(study, where)
     metrics = study.metrics or METRICS[study.task]
     return Study(**{**{f.name: getattr(study, f.name) for f in fields(study)}, "metrics": metrics})
+
+
+def _found(raw: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """A backbone's folder may be given from the study's own."""
+    name = str(raw.get("backbone", ""))
+    beside = base / name
+    return {**raw, "backbone": str(beside)} if name and beside.is_dir() else dict(raw)
 
 
 def _json(path: Path) -> dict[str, Any]:

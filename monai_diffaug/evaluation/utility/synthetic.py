@@ -102,7 +102,17 @@ class Synthetic:
             count = dict.fromkeys(kinds, math.ceil(largest / len(kinds)))
         backbone = arm.backbone or (self.study.generator.backbone if self.study.generator else "")
         copies = math.ceil(ratio)
-        recipe = [arm.method, arm.parameters, arm.keep, arm.learn, arm.regions, backbone, copies, count, said]
+        recipe = [
+            arm.method,
+            arm.parameters,
+            arm.keep,
+            arm.learn,
+            arm.regions,
+            Path(backbone).name,
+            copies,
+            count,
+            said,
+        ]
         key = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:10]
         return Order(arm, backbone, source, self.folder / f"{_plain(arm.name)}-{key}", copies, count, kinds)
 
@@ -122,7 +132,7 @@ class Synthetic:
 
     def _note(self, order: Order, made: Path) -> None:
         first: Mapping[str, Any] = datalist.read(made)[0].fields.get("provenance") or {}
-        self.digests.setdefault(order.backbone, str(first.get("backbone_digest", "")))
+        self.digests.setdefault(Path(order.backbone).name, str(first.get("backbone_digest", "")))
 
 
 def _edits(arm: Arm) -> bool:
