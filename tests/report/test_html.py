@@ -176,6 +176,19 @@ def test_a_gain_against_no_augmentation_is_none(tmp_path):
     assert "Does it help? Not shown" in said(text_of(run), "summary")
 
 
+def test_a_fall_is_a_gain_where_low_is_good(tmp_path):
+    """A score of which low values are good; the study in a folder of its own, as its command leaves it."""
+    data = made_up.utility(-0.05)
+    data["lower_is_better"] = ["auroc"]
+    run = made_up.slices(tmp_path)
+    (run / "utility").mkdir()
+    made_up.put(run / "utility", utility=data)
+    page = text_of(run)
+    assert "Does it help? Yes" in said(page, "summary")
+    assert "−0.050 −0.080 to −0.020 0.001 0.010 better" in said(page, "help")
+    assert "duplicated 10 no difference hurts no" in said(page, "help")
+
+
 @pytest.mark.parametrize(
     ("sections", "verdict", "word"),
     [
@@ -258,8 +271,16 @@ def test_a_copy_for_sharing_shows_no_patient(tmp_path):
     assert not any(holds(shared, x) for x in made[:3]), "synthetic images of the closest pairs"
     assert all(holds(shared, x) for x in made[3:])
     assert len(shown(shared)) == 2 * 5, "each in its class's sheet and among the edits; no difference"
+    digests = [hashlib.sha256((run / e["source"]).read_bytes()).hexdigest()[:8] for e in entries]
+    assert sum(d in plain for d in digests) == 8
+    assert not any(d in shared for d in digests), "who has the file could tell that it was used"
     assert "They are left out of this copy, which is for sharing." in said(shared, "leak")
     assert "left out" not in said(plain, "leak")
+
+
+def test_a_copy_for_sharing_names_nobody(tmp_path):
+    with pytest.raises(DiffAugError, match="leave out --with-paths, or --share"):
+        report(made_up.slices(tmp_path), share=True, with_paths=True)
 
 
 @pytest.mark.parametrize(

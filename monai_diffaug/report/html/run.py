@@ -71,19 +71,15 @@ class Run:
         return named[0] if len(named) == 1 else None
 
     @cached_property
-    def _private(self) -> re.Pattern[str] | None:
-        """Whatever the datalist calls a patient or a file."""
+    def _private(self) -> list[str]:
+        """Whatever the datalist calls a patient or a file, the longest first."""
         names: set[str] = set()
         for entry in self.entries:
             said = [entry.get("patient"), entry.get("provenance", {}).get("source")]
             said += [entry.get(k) for k in ("source", "source_mask", "image", "mask")]
             for text in map(str, (s for s in said if s)):
                 names |= {text, Path(text).name, _stem(text)}
-        names = {n for n in names if len(n) >= LEAST_NAME}
-        if not names:
-            return None
-        words = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        return re.compile(rf"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])")
+        return sorted((n for n in names if len(n) >= LEAST_NAME), key=len, reverse=True)
 
     def scrubbed(self, text: Any) -> str:
         """Text of a file without names of patients and files, unless these are wanted."""
@@ -91,7 +87,9 @@ class Run:
         if self.with_paths:
             return said
         said = _PATH.sub("(file)", said)
-        return said if self._private is None else self._private.sub("(name)", said)
+        for name in (n for n in self._private if n in said):
+            said = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", "(name)", said)
+        return said
 
     @cached_property
     def provenances(self) -> list[Mapping[str, Any]]:
@@ -164,8 +162,10 @@ def opened(folder: str | Path, *, share: bool = False, with_paths: bool = False)
         with_paths: the report names patients and files.
 
     Raises:
-        DiffAugError: there is no datalist of synthetic images, or a file is broken.
+        DiffAugError: there is no datalist of synthetic images, a file is broken, or both ``share`` and ``with_paths``.
     """
+    if share and with_paths:
+        raise DiffAugError("a report for sharing names no patient: leave out --with-paths, or --share")
     folder = Path(folder).expanduser()
     folder = folder.parent if folder.name == LIST else folder
     if not (folder / LIST).is_file():

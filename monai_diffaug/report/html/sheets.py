@@ -255,5 +255,5 @@ def _lines(run: Run, entry: Mapping[str, Any]) -> list[str]:
     scores = said.get("scores") or {}
     lines += [f"{plain(k).lower()} {brief(v)}" for k, v in list(scores.items())[:3]]
     lines.append(f"seed {said.get('seed', '–')}")
-    source = source_of(run, entry)
+    source = None if run.share else source_of(run, entry)
     return lines + ([f"source {source_name(run, source)}"] if source is not None else [])

@@ -302,13 +302,11 @@ def signed(value: Any) -> str:
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], metric: str, low: bool) -> Verdict:
-    """Over the arms with synthetic images, against the control with classical augmentation."""
+    """Over the arms with synthetic images, of the comparisons with one control."""
     mine = [c for c in rows if kinds.get(str(c["arm"]), "diffusion") in SYNTHETIC]
-    classical = [c for c in mine if kinds.get(str(c["control"])) == "classical"]
-    mine = classical or mine
     if not mine:
         return Verdict(UNKNOWN, "Not judged", "The study compares no synthetic arm with a control.")
-    against = "classical augmentation" if classical else "the control"
+    against = "classical augmentation" if kinds.get(str(mine[0]["control"])) == "classical" else "the control"
     better, worse = ([c for c in mine if _sure(c) and (_better(c, low) > 0) == up] for up in (True, False))
     head = f"{count(len(mine), 'comparison')} with {against} ({name_of(metric)[0]})"
     said = (
