@@ -73,6 +73,8 @@ def evaluate(
         console.print(table)
     for name in dict.fromkeys(g.attribute for g in found.groups):
         console.print(_grouped(name, [g for g in found.groups if g.attribute == name]))
+    for line in found.notes:
+        typer.echo(f"{line[0].upper()}{line[1:]}.")
     typer.echo("Colored: not as real images score against each other.")
 
 

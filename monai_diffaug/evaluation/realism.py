@@ -15,9 +15,10 @@ from torch import Tensor
 from ..backbones.extractors import DEFAULT, Extractor, extractor
 from ..io import images as files
 from ..metrics import anatomy, radiomics
-from ..metrics.distribution import Floored, fid, floored, kid
+from ..metrics.distribution import Floored, fid, fid_infinity, floored, kid
 from ..metrics.neighbors import prdc
-from ..metrics.variety import between_pairs, inception_score, perceptual, ssim_of, vendi
+from ..metrics.similarity import foreground, scales_of, ssim_of
+from ..metrics.variety import between_pairs, inception_score, perceptual, vendi
 from ..primitives.fitting import fit
 from ..types import DiffAugError
 from .groups import GroupScore, of_groups
@@ -73,6 +74,7 @@ class Evaluation:
     skipped: tuple[str, ...]
     seed: int
     groups: tuple[GroupScore, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Serialize."""
@@ -114,10 +116,20 @@ def _pairwise_perceptual(found: Extractor, images: Tensor, pairs: int = 48, seed
         return float(perceptual(layers(found.fitted(images[first])), layers(found.fitted(images[second]))).mean())
 
 
+def _extrapolated(a: Tensor, b: Tensor, name: str, how: dict[str, Any]) -> list[Score]:
+    """FID for any number of images, where halves of whole patients are large enough for a line."""
+    try:
+        return [_score("fid_infinity", floored(fid_infinity, a, b, **{**how, "draws": 8}), name, "low")]
+    except DiffAugError:
+        return []
+
+
 def _by_extractor(found: Extractor, real: Pictures, made: Pictures, how: dict[str, Any]) -> list[Score]:
     flat = real.images.ndim == 4 or found.dims == 3
     a, b = features_of(found, made.images), features_of(found, real.images)
     scores = [_score(n, floored(s, a, b, **how), found.name, g) for n, s, g in _distances(flat)]
+    if flat:
+        scores += _extrapolated(a, b, found.name, how)
     if found.classify is not None and flat:
         p, q = found.probabilities(made.images), found.probabilities(real.images)
         if p is not None and q is not None:
@@ -164,7 +176,7 @@ def _to_source(made: Pictures, size: int, seed: int) -> list[Score]:
     contract = contract_of_size("", size, made.images[0])
     sources = torch.stack([fit(files.read(s, dims=made.images.ndim - 2).image, contract).tensor for _, s in known])
     own = made.images[[i for i, _ in known]]
-    value, other = ssim_of(own, sources), ssim_of(own, sources.roll(1, 0))
+    value, other = (ssim_of(own, x, inside=foreground(own, x)) for x in (sources, sources.roll(1, 0)))
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(value), (400, len(value)), generator=generator)
     ends = torch.tensor([0.025, 0.975])
@@ -233,4 +245,17 @@ def evaluate(
         (*a.skipped, *b.skipped),
         seed,
         tuple(by_group),
+        _notes(b.images),
     )
+
+
+def _notes(images: Tensor) -> tuple[str, ...]:
+    """How scores were taken where that is not the same for all images."""
+    side = min(images.shape[2:])
+    window, scales = scales_of(side)
+    said = [f"SSIM and MS-SSIM are of where there is more than air; MS-SSIM of {scales} scales by windows of {window}"]
+    if (window, scales) != (11, 5):
+        said[0] += f", since sides are {side} (five scales of 11 take more than 160)"
+    if images.ndim == 5:
+        said.append("scores named 2.5d are of slices of three planes, since the extractor takes pictures only")
+    return tuple(said)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..types import DiffAugError
 
-__all__ = ["Floored", "copies", "drawn", "fid", "floored", "kid", "of_draws"]
+__all__ = ["Floored", "copies", "drawn", "fid", "fid_infinity", "floored", "kid", "of_draws", "sifid"]
 
 
 def _check(a: Tensor, b: Tensor) -> None:
@@ -34,6 +34,42 @@ def fid(a: Tensor, b: Tensor) -> float:
     small = [torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x for x in rows]
     shared = float(torch.linalg.svdvals(small[0] @ small[1].T).sum())
     return float((a.mean(0) - b.mean(0)).square().sum()) + spread - 2 * shared
+
+
+def fid_infinity(a: Tensor, b: Tensor, *, sizes: int = 6, draws: int = 5, seed: int = 0) -> float:
+    """FID as it would be for infinitely many images: its line over 1 / n, read at 0.
+
+    Chong and Forsyth 2020 (arXiv:1911.07023, section 3). Both sets are thinned to the same n, from a third of the
+    smaller one upwards, since the bias comes from both. Far fewer images than features leave a bias that is no line.
+
+    Args:
+        a: features (n, d).
+        b: features (m, d).
+        sizes: how many n the line goes through.
+        draws: of each n, averaged.
+        seed: of the draws.
+
+    Raises:
+        DiffAugError: fewer than 30 images on a side, or fewer than three sizes.
+    """
+    _check(a, b)
+    most = min(len(a), len(b))
+    if most < 30 or sizes < 3:
+        raise DiffAugError(f"{most} images and {sizes} sizes make no line: give at least 30 of each and 3 sizes")
+    generator = torch.Generator().manual_seed(seed)
+    where = (1 / torch.linspace(1 / (most // 3), 1 / most, sizes, dtype=torch.float64)).round().long().tolist()
+    rows = []
+    for n in where:
+        for _ in range(draws):
+            x, y = (z[torch.randperm(len(z), generator=generator)[:n]] for z in (a, b))
+            rows.append((1.0, 1 / n, fid(x, y)))
+    table = torch.tensor(rows, dtype=torch.float64)
+    return float(torch.linalg.lstsq(table[:, :2], table[:, 2:]).solution[0])
+
+
+def sifid(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of two single images by the places of one layer's maps (C, *S) (Shaham et al. 2019)."""
+    return fid(a.flatten(1).T, b.flatten(1).T)
 
 
 def kid(a: Tensor, b: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Which images lie among which: precision, recall, density and coverage of a set of synthetic images."""
+"""Which images lie among which: precision, recall, density and coverage of synthetic images, and copies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..types import DiffAugError
+from .distribution import fid
 
-__all__ = ["prdc"]
+__all__ = ["authentic", "mifid", "prdc"]
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
@@ -40,3 +41,26 @@ def prdc(made: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
         "density": float(within.double().sum(0).mean() / k),
         "coverage": float((across.min(1).values < real_ball[:, 0]).double().mean()),
     }
+
+
+def authentic(made: Tensor, train: Tensor) -> float:
+    """Share of made images (n, d) that lie farther from their nearest training image (m, d) than that from its own.
+
+    Alaa et al. 2022 (arXiv:2102.08921, section 4.3). One half or more for new images of the same kind, 0 for copies.
+    """
+    if made.ndim != 2 or train.ndim != 2 or made.shape[1] != train.shape[1] or len(train) < 2:
+        raise DiffAugError(f"features {tuple(made.shape)} and {tuple(train.shape)} are not of one kind: give (n, d)")
+    nearest = torch.cdist(made.double(), train.double()).min(1)
+    own = _radii(train.double(), 1)
+    return float((nearest.values > own[nearest.indices]).double().mean())
+
+
+def mifid(made: Tensor, train: Tensor, near: float = 0.1) -> float:
+    """FID that copying makes worse: over the mean cosine distance to the nearest training image, if below ``near``.
+
+    Bai et al. 2021 (arXiv:2106.03062, eq. 4), as torchmetrics has it.
+    """
+    a, b = (torch.nn.functional.normalize(x.double(), dim=1) for x in (made, train))
+    apart = float((1 - (a @ b.T).abs()).min(1).values.mean())
+    value = fid(made, train)
+    return value / (apart + 1e-14) if apart < near else value

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from monai_diffaug.metrics import anatomy, radiomics
-from monai_diffaug.metrics.distribution import fid, floored, kid
-from monai_diffaug.metrics.neighbors import prdc
-from monai_diffaug.metrics.variety import between_pairs, inception_score, perceptual, ssim_of, vendi
+from monai_diffaug.metrics.distribution import fid, fid_infinity, floored, kid, sifid
+from monai_diffaug.metrics.neighbors import authentic, mifid, prdc
+from monai_diffaug.metrics.similarity import ssim_of
+from monai_diffaug.metrics.variety import between_pairs, inception_score, perceptual, vendi
 from monai_diffaug.types import DiffAugError
 
 
@@ -87,6 +88,59 @@ def test_inception_score_of_known_posteriors():
     assert inception_score(p) == pytest.approx(float(plain), rel=1e-6)
 
 
+def test_inception_score_is_torchmetrics():
+    from torchmetrics.image.inception import InceptionScore
+
+    logits = 2 * normal(300, 7)
+    theirs = InceptionScore(feature=torch.nn.Identity(), splits=1)
+    theirs.update(logits)
+    assert inception_score(logits.softmax(1)) == pytest.approx(float(theirs.compute()[0]), rel=1e-4)
+
+
+def test_fid_infinity_takes_the_bias_of_few_images_away():
+    """Two samples of one distribution: FID falls with n, its line over 1 / n ends near 0."""
+    a, b = normal(900, 16), normal(900, 16, seed=1)
+    assert fid(a, b) > 0.1
+    assert abs(fid_infinity(a, b)) < 0.05 < 0.3 * fid(a[:200], b[:200])
+    moved = normal(900, 16, 0.5, seed=2)
+    assert fid_infinity(a, moved) == pytest.approx(16 * 0.25, rel=0.1)
+    with pytest.raises(DiffAugError, match="no line"):
+        fid_infinity(a[:20], b)
+
+
+def test_fid_grows_with_blur_noise_and_lost_modes():
+    """On features of real pictures: each step of each damage is farther away than the one before."""
+    from monai_diffaug.backbones.extractors import extractor
+    from monai_diffaug.evaluation import pictures
+
+    real, see = pictures("mednist", 64).images, extractor()
+    noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
+    blurred = [torch.nn.functional.avg_pool2d(real, k, 1, k // 2, count_include_pad=False) for k in (3, 7, 11)]
+    for ladder in ([real + s * noise for s in (0.05, 0.15, 0.4)], blurred, [real[:n] for n in (30, 18, 6)]):
+        steps = [fid(see(x), see(real)) for x in (real, *ladder)]
+        assert steps == sorted(steps), steps
+
+
+def test_copies_are_not_authentic_and_spoil_mifid():
+    from torchmetrics.image.mifid import _mifid_compute
+
+    train, new = normal(80, 6), normal(80, 6, seed=1)
+    copied = train[:40] + 0.001 * normal(40, 6, seed=2)
+    assert authentic(copied, train) == 0.0
+    assert 0.3 < authentic(new, train) < 0.8
+    for made in (new, copied):
+        parts = [(x.mean(0), x.T.cov(), x) for x in (made, train)]
+        assert mifid(made, train) == pytest.approx(float(_mifid_compute(*parts[0], *parts[1])), rel=1e-4)
+    assert mifid(copied, train) > 100 * fid(copied, train)
+
+
+def test_sifid_of_single_images():
+    x = normal(8, 24 * 24).reshape(8, 24, 24)
+    smooth = torch.nn.functional.avg_pool2d(x, 5, 1, 2)
+    assert sifid(x, x) == pytest.approx(0.0, abs=1e-9)
+    assert sifid(x, x.roll(3, -1)) < 0.01 * sifid(x, smooth)
+
+
 def test_vendi_counts_what_differs():
     assert vendi(torch.eye(6)) == pytest.approx(6.0)
     assert vendi(torch.eye(6).repeat(3, 1)) == pytest.approx(6.0)
@@ -123,6 +177,18 @@ def test_perceptual_distance_grows_with_noise():
     far = [float(perceptual(maps(x), maps(x + s * noise)).mean()) for s in (0.0, 0.05, 0.2)]
     assert far[0] == pytest.approx(0.0, abs=1e-12)
     assert far[0] < far[1] < far[2]
+
+
+def test_perceptual_distance_is_lpips_on_the_same_maps():
+    from torchmetrics.functional.image.lpips import _normalize_tensor, _spatial_average
+
+    maps = [[normal(4, c * s * s, seed=k).reshape(4, c, s, s) for c, s in ((8, 12), (16, 6))] for k in (0, 1)]
+    weights = [torch.rand(c, generator=torch.Generator().manual_seed(c)) for c in (8, 16)]
+    theirs = torch.zeros(4, dtype=torch.float64)
+    for x, y, w in zip(*maps, weights, strict=True):
+        apart = (_normalize_tensor(x) - _normalize_tensor(y)) ** 2 * w.reshape(1, -1, 1, 1)
+        theirs += _spatial_average(apart.sum(1, keepdim=True), keep_dim=False).flatten()
+    assert perceptual(*maps, weights) == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
