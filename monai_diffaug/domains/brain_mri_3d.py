@@ -11,12 +11,10 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.data import Dataset
 from torch import Tensor, nn
 
@@ -31,6 +29,7 @@ from ..primitives.stages import Batch, plain, walk
 from ..primitives.training import Settings
 from ..types import Backbone, Condition, Contract, DiffAugError, Schedule
 from . import part_of
+from .brain_mri_3d_variants import Volumes, lesion_volume, training, varied
 from .recipe import Examples, Recipe, autoencoder_config
 from .recipe import train_autoencoder as first_stage
 from .recipe import train_network as second_stage
@@ -49,6 +48,8 @@ __all__ = [
     "read",
     "train",
     "trainable",
+    "training",
+    "varied",
     "vector",
 ]
 
@@ -58,7 +59,6 @@ RANGES = ((1.0, 4.0),) * 3  # that the network sees; 0 stands for what is not to
 AGES = (20.0, 75.0)  # years, youngest and oldest of the data
 UNITS = (AGES, (0.0, 1.0), (0.0, 1.0))
 SEXES = ("female", "male")  # 0 and 1; codes 1 and 2 of the data
-LARGEST = 0.04  # of the box around the head: a lesion that fills this much, or more, is 1
 
 CONTRACT = Contract(
     name="brain_mri_3d",
@@ -99,41 +99,8 @@ RECIPE = Recipe(
         "with_conditioning": True,
         "cross_attention_dim": len(NAMES),
     },
-    network_settings=Settings(steps=8000, batch=6, lr=5e-4, ema=0.998),
+    network_settings=Settings(steps=5000, batch=6, lr=5e-4, ema=0.998),
 )
-
-
-@dataclass(frozen=True)
-class Volumes:
-    """``images`` (N, 1, 64, 64, 32) in [-1, 1], ``masks`` (N, 1, 64, 64, 32) of 0 and 1, ``vectors`` (N, 3), what is
-    known of each in the order of ``NAMES`` (NaN: not known); ``patients``, one a volume.
-    """
-
-    images: Tensor
-    masks: Tensor
-    vectors: Tensor
-    patients: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def at(self, which: Sequence[int]) -> Volumes:
-        """Those at the given positions, in that order."""
-        index = list(which)
-        people = tuple(self.patients[i] for i in index)
-        return Volumes(self.images[index], self.masks[index], self.vectors[index], people)
-
-    def part(self, name: str) -> Volumes:
-        """``train``, ``validation`` or ``test``."""
-        return self.at([i for i, p in enumerate(self.patients) if part_of(p) == name])
-
-
-def lesion_volume(masks: Tensor) -> Tensor:
-    """Lesion volume (N,) in [0, 1] of masks (N, 1, *S) in the box around the head.
-
-    The square root of the box's fraction that is lesion, so that small and large ones spread evenly; 4 % is 1.
-    """
-    return (masks.float().flatten(1).mean(1) / LARGEST).sqrt().clamp(max=1.0)
 
 
 def vector(age: float | None = None, sex: str | None = None, lesion: float | None = None) -> Tensor:
@@ -246,47 +213,6 @@ def read(found: Sequence[Mapping[str, Any]], contract: Contract = CONTRACT) -> V
     return Volumes(torch.stack(images), torch.stack(masks), torch.stack(vectors), tuple(patients))
 
 
-def varied(volumes: Volumes, copies: int, seed: int = 0) -> Volumes:
-    """Every volume and its mirror image, then ``copies`` - 1 more of each: turned by up to 6 degrees in the slice,
-    scaled by up to 5 % and moved by up to 2 voxels; the lesion is measured anew where it is known.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    images, masks, vectors = [], [], []
-    for copy in range(copies):
-        for side in range(2):
-            x, m, v = volumes.images, volumes.masks, volumes.vectors.clone()
-            if side:
-                x, m = x.flip(2), m.flip(2)
-            if copy:
-                x, m = _moved(x, m, generator)
-                known = volumes.masks.flatten(1).any(1)
-                v[known, 2] = lesion_volume(m)[known]
-            images.append(x)
-            masks.append(m)
-            vectors.append(v)
-    return Volumes(torch.cat(images), torch.cat(masks), torch.cat(vectors), volumes.patients * (2 * copies))
-
-
-def _moved(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    n = len(images)
-
-    def between(reach: float, *shape: int) -> Tensor:
-        return reach * (2 * torch.rand(n, *shape, generator=generator) - 1)
-
-    angle, scale = between(math.radians(6)), 1 + between(0.05, 3)
-    matrix = torch.zeros(n, 3, 4)  # affine_grid counts axes from the last: slices, rows (y), columns (x)
-    matrix[:, 0, 0] = scale[:, 0]
-    matrix[:, 1, 1], matrix[:, 1, 2] = scale[:, 1] * angle.cos(), -angle.sin()
-    matrix[:, 2, 1], matrix[:, 2, 2] = angle.sin(), scale[:, 2] * angle.cos()
-    matrix[:, :, 3] = between(2 / (images.shape[2] / 2), 3)
-    out = []
-    for x, m, a in zip(images, masks, matrix, strict=True):
-        grid = F.affine_grid(a[None], [1, 1, *x.shape[1:]], align_corners=False)
-        both = F.grid_sample(torch.cat([x + 1, m])[None], grid, align_corners=False)[0]
-        out.append((both[:1] - 1, (both[1:] >= 0.5).float()))
-    return torch.stack([x for x, _ in out]), torch.stack([m for _, m in out])
-
-
 def conditioner(contract: Contract = CONTRACT) -> VectorConditioner:
     """Age, sex and lesion volume, told twice: as a token and as constant input channels."""
     return VectorConditioner(3, NAMES, RANGES, concat=True, latent_size=contract.latent_size, units=UNITS)
@@ -297,7 +223,7 @@ class Said:
     times, so that the network learns to do without.
     """
 
-    def __init__(self, conditioner: VectorConditioner, one: float = 0.1, all_of_them: float = 0.1):
+    def __init__(self, conditioner: VectorConditioner, one: float = 0.3, all_of_them: float = 0.1):
         self.conditioner, self.one, self.all_of_them = conditioner, one, all_of_them
 
     def __call__(self, batch: Batch, draws: Draws) -> Condition:
@@ -319,25 +245,26 @@ class _Told:
         return self.said({"vector": self.vectors[index]}, Draws(generator))
 
 
-def examples(volumes: Volumes, told: VectorConditioner, copies: int = 3) -> Examples:
-    """Training volumes, mirrored and varied, and those of validation patients as they are."""
-    train, validation = varied(volumes.part("train"), copies), volumes.part("validation")
-    return Examples(train.images, validation.images, _Told(told, train.vectors), _Told(told, validation.vectors), {})
+def examples(train: Volumes, unseen: Volumes, told: VectorConditioner) -> Examples:
+    """Volumes to train on, and those of validation patients."""
+    return Examples(train.images, unseen.images, _Told(told, train.vectors), _Told(told, unseen.vectors), {})
 
 
 def train_autoencoder(data: Path, folder: Path, recipe: Recipe = RECIPE) -> MonaiAutoencoder:
     """The first stage, from the data's folder; ``folder`` holds the run and lets it go on."""
-    known = examples(read(items(data)), conditioner(recipe.contract), copies=1)
-    return first_stage(recipe, known, folder)
+    volumes = read(items(data))
+    train, unseen = varied(volumes.part("train"), 1), volumes.part("validation")
+    return first_stage(recipe, examples(train, unseen, conditioner(recipe.contract)), folder)
 
 
 def train(data: Path, folder: Path, recipe: Recipe = RECIPE) -> Backbone:
-    """The whole backbone: the autoencoder, then the network on latents of varied volumes."""
+    """The whole backbone: the autoencoder, then the network on latents of volumes with lesions exchanged."""
     volumes, told = read(items(data)), conditioner(recipe.contract)
-    autoencoder = first_stage(recipe, examples(volumes, told, copies=1), folder)
-    mirrored, unseen = varied(volumes.part("train"), 1), volumes.part("validation").images
-    refine(autoencoder, mirrored, folder / "refined", held_out=unseen)
-    return second_stage(recipe, autoencoder, told, examples(volumes, told), folder)
+    known, unseen = volumes.part("train"), volumes.part("validation")
+    mirrored = varied(known, 1)
+    autoencoder = first_stage(recipe, examples(mirrored, unseen, told), folder)
+    refine(autoencoder, mirrored, folder / "refined", held_out=unseen.images)
+    return second_stage(recipe, autoencoder, told, examples(training(known), unseen, told), folder)
 
 
 def refine(
@@ -352,7 +279,7 @@ def refine(
     Returns:
         the last losses and, with ``held_out`` images, their PSNR.
     """
-    settings = settings or Settings(steps=1800, batch=2, lr=8e-4, ema=0.997, seed=2)
+    settings = settings or Settings(steps=600, batch=2, lr=8e-4, ema=0.997, seed=2)
     net: Any = autoencoder.module
     stage = AutoencoderStage(net, nn.Linear(1, 1), settings, held_out=held_out, crop=32, adversarial=0.0, matching=0.0)
     for part in (net.encoder, net.quant_conv_mu, net.quant_conv_log_sigma):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..primitives.segmentation import SegmentationStage
 from ..primitives.stages import walk
 from ..primitives.training import Settings
-from .brain_mri_3d import Volumes, varied
+from .brain_mri_3d_variants import Volumes, varied
 
 __all__ = ["Outline", "segmenter"]
 

@@ -16,8 +16,9 @@ from monai.metrics.regression import MultiScaleSSIMMetric
 from PIL import Image
 from torch import Tensor, nn
 
-from ..domains.brain_mri_3d import AGES, Volumes, lesion_volume
+from ..domains.brain_mri_3d import AGES
 from ..domains.brain_mri_3d_outline import Outline
+from ..domains.brain_mri_3d_variants import Volumes, lesion_volume
 from ..primitives import guidance, plans
 from ..primitives.reconstruction import psnr
 from ..primitives.sampler import sample
