@@ -120,7 +120,7 @@ def row_plot(
     at, height, middle = _scaled(low, high, 12, width - 12), 38, 13
     parts = [_line(4, 26, width - 4, 26, LINE)]
     for t in ticks(low, high, 5):
-        parts += [_line(at(t), 24, at(t), 28, EDGE), _text(at(t), 36.5, brief(t), 8.5)]
+        parts += [_line(at(t), 24, at(t), 28, EDGE), _text(at(t), 37, brief(t), 9.5)]
     if floor_ends and len(_finite(floor_ends)) == 2:
         a, b = (at(v) for v in floor_ends)
         parts.append(_rect(a, 2, max(b - a, 1.5), 22, BANDED))
