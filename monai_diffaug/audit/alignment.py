@@ -87,7 +87,7 @@ class Candidates:
         grids = torch.meshgrid(*ways, indexing="ij")
         self.where = sum(
             (g % n) * math.prod(self.padded[d + 1 :]) for d, (g, n) in enumerate(zip(grids, self.padded, strict=True))
-        ).flatten()  # type: ignore[union-attr]
+        ).flatten()
         self.shifts = torch.stack([g.flatten() * 2 / n for g, n in zip(grids, self.size, strict=True)], -1).flip(-1)
         whole = self._spectrum(torch.ones_like(small[:1, :1]))
         self.whole = whole.conj()

@@ -226,8 +226,8 @@ def _section(
     attacks: dict[str, _Attack], shift: _Attack, members: Patients, others: Patients, reference: Backbone | None
 ) -> Section:
     figures = {k: f for name, attack in attacks.items() for k, f in attack.figures(name).items()}
-    value, interval, chance = (d["auroc"] for d in (shift.found, shift.intervals, shift.chance))
-    figures["simple_statistics_auroc"] = Figure(value, interval, chance[0])
+    value, chance = shift.found["auroc"], shift.chance["auroc"]
+    figures["simple_statistics_auroc"] = Figure(value, shift.intervals["auroc"], chance[0])
     best = max(attacks.values(), key=lambda a: a.found["auroc"])
     shifted = value > chance[1] and value >= 0.6
     warnings = []

@@ -150,9 +150,8 @@ def expand(
         plan = planned(items, named, model, copies, size, strict)
         stack.enter_context(atomic.claimed(out))
         job = Job(out, settings)
-        sieve: Judge | None = _sieve(model, items, keep or {}, plan)
-        if gate is not None:
-            sieve = guarded_by(gate, model, items, sieve)
+        filters = _sieve(model, items, keep or {}, plan)
+        sieve: Judge | None = filters if gate is None else guarded_by(gate, model, items, filters)
         loop = Loop(
             job,
             model,
