@@ -1,8 +1,8 @@
 """A model that knows 16 films by heart is caught; the same model before that, which never saw any of the 36, is not.
 
 Measured on the films of test patients that ship with the package: 16 are trained on, 20 are the unseen patients. By
-heart is meant twice: the exact denoiser of the 16 latents, which is what training ends in, and (slow) the shipped network
-fine-tuned on them. Figures of the latter and of real training patients are in docs/howto/audit_privacy.md.
+heart is meant twice: the exact denoiser of the 16 latents, which is what training ends in, and (slow) the shipped
+network fine-tuned on them. Figures of the latter and of real training patients are in docs/howto/audit_privacy.md.
 """
 
 import copy
