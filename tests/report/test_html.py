@@ -143,6 +143,26 @@ def test_a_run_that_nobody_judged(tmp_path):
     assert summary.count("Not judged") == 3
 
 
+def test_a_gap_may_be_small(tmp_path):
+    """Of a gap only too much is outside; of the score itself also too little."""
+    row = {"attribute": "sex", "n": 14, "score": "coverage", "value": 0.0, "interval": [0.0, 0.1], "floor": 0.2}
+    rows = [{**row, "group": g, "floor_interval": [0.1, 0.3]} for g in ("F", "gap")]
+    run = made_up.put(made_up.slices(tmp_path), scores=made_up.scores(groups=rows))
+    assert "Coverage ◆ 0 0 to 0.10 floor 0.20 (0.10 to 0.30) ● 0 0 to 0.10" in said(text_of(run), "fair")
+
+
+def test_filters_and_the_gate_are_told(tmp_path):
+    run = made_up.slices(tmp_path)
+    job = {"seed": 3, "keep": {"novelty": 0.3, "label": 0.5}, "gate": {"kind": "audit", "rate": 0.02}}
+    made_up.put(run, job=job)
+    (run / "audit").mkdir()
+    (run / "audit/a.gate.json").write_text("{}")
+    made = said(text_of(run), "made")
+    assert "novelty 0.3; label 0.5; gate audit, which lets 2 % of unseen images pass for copies" in made
+    assert "1 image refused by the gate at least once" in made
+    assert "Seed of the job 3" in made
+
+
 def test_a_run_from_noise_without_patients(tmp_path):
     run = made_up.slices(tmp_path)
     data = json.loads((run / "datalist.json").read_text())

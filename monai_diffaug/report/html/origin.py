@@ -63,7 +63,7 @@ def origin(run: Run) -> Origin:
         ("Backbone", f"{backbone} (SHA-256 {digest[:16]}…)" if digest else backbone),
         ("Made", f"{began} to {ended}" if began and began != ended else ended),
         ("Seed of the job", number(run.job["seed"]) if isinstance(run.job.get("seed"), int) else "not written down"),
-        ("Filters", _filters(run.job.get("keep"))),
+        ("Filters", _filters(run.job.get("keep"), run.job.get("gate"))),
         ("Not made", _not_made(run)),
     ]
     return Origin(
@@ -91,14 +91,19 @@ def _spread(patients: Counter[str]) -> str:
     return f"{count(len(patients), 'patient')}; {per}"
 
 
-def _filters(keep: Any) -> str:
-    if not isinstance(keep, Mapping) or not keep:
-        return "none"
-    return ", ".join(f"{plain(k).lower()} {brief(v)}" for k, v in keep.items())
+def _filters(keep: Any, gate: Any) -> str:
+    said = [f"{plain(k).lower()} {brief(v)}" for k, v in keep.items()] if isinstance(keep, Mapping) else []
+    if isinstance(gate, Mapping):
+        said.append(
+            f"gate {gate.get('kind', '')}, which lets {percent(gate.get('rate'))} of unseen images pass for copies"
+        )
+    return "; ".join(said) or "none"
 
 
 def _not_made(run: Run) -> str:
-    said = [
+    refused = len(list((run.folder / "audit").glob("*.gate.json")))
+    said = [f"{count(refused, 'image')} refused by the gate at least once"] if refused else []
+    said += [
         f"{len(run.head[key])} {what}"
         for key, what in (
             ("rejected", "rejected by a filter"), ("skipped", "inputs that could not be read"),
