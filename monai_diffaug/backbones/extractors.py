@@ -28,7 +28,7 @@ class Extractor:
     """Images (B, C, *S) in [-1, 1] to features (B, D), and what must stand beside every score made of them.
 
     ``size`` is the side that images are resized to, or ``None`` for as they are; ``classify``, where there is one,
-    gives class probabilities (B, K); ``layers`` feature maps, a list of (B, C, *S), for perceptual distances.
+    gives probabilities (B, K) of ``kinds``; ``layers`` feature maps, a list of (B, C, *S), for perceptual distances.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Extractor:
     size: tuple[int, ...] | None = None
     classify: Callable[[Tensor], Tensor] | None = None
     layers: Callable[[Tensor], list[Tensor]] | None = None
+    kinds: tuple[str, ...] = ()
 
     def __call__(self, images: Tensor, batch: int = 32) -> Tensor:
         """Features of all images, ``batch`` at a time."""
@@ -91,6 +92,7 @@ def _of_judge(name: str) -> Extractor:
         features=judge.features,
         size=backbone.contract.size,
         classify=judge.classify,
+        kinds=judge.labels,
         layers=_hooked(judge.module, stages) if stages else None,
     )
 
@@ -115,6 +117,7 @@ def _of_classifier(folder: Path) -> Extractor:
         features=judge.features,
         size=tuple(said.get("size") or (64,) * dims),
         classify=classify,
+        kinds=judge.labels[:kinds],
         layers=_hooked(judge.module, stages) if stages else None,
     )
 

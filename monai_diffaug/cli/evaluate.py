@@ -28,6 +28,9 @@ def evaluate(
     ] = None,
     size: Annotated[int, typer.Option(help="Side that images are fitted to.")] = 96,
     dims: Annotated[int | None, typer.Option(help="2 or 3; that of the first image unless given.")] = None,
+    region: Annotated[
+        str, typer.Option(help="Whose anatomy is measured too: chest, brain, none; auto looks at the real images.")
+    ] = "auto",
     most: Annotated[int, typer.Option(help="Images of each set at most.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the random halves.")] = 0,
     by: Annotated[
@@ -51,7 +54,15 @@ def evaluate(
     from monai_diffaug.io.atomic import write_json
 
     found = score(
-        real, synthetic, extractors=extractor or (DEFAULT,), size=size, dims=dims, most=most, seed=seed, by=by or ()
+        real,
+        synthetic,
+        extractors=extractor or (DEFAULT,),
+        size=size,
+        dims=dims,
+        most=most,
+        seed=seed,
+        by=by or (),
+        region=region,
     )
     for line in found.skipped:
         note("skipped", line, "33")

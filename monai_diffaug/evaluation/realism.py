@@ -154,10 +154,25 @@ def _by_pixels(real: Pictures, made: Pictures, how: dict[str, Any]) -> list[Scor
     return scores
 
 
-def _by_anatomy(real: Pictures, made: Pictures, how: dict[str, Any]) -> list[Score]:
+def region_of(images: Tensor) -> str | None:
+    """Which region real images (N, C, *S) show, by the default extractor: ``chest``, ``brain``, or neither."""
+    flat = images if images.ndim == 4 else images[..., images.shape[-1] // 2]
+    asked = extractor(DEFAULT)
+    if asked.classify is None or flat.shape[1] != 1:
+        return None
+    seen = asked.probabilities(flat[:64])
+    assert seen is not None
+    mean = seen.mean(0).tolist()
+    for region in anatomy.REGIONS:
+        if sum(p for kind, p in zip(asked.kinds, mean, strict=True) if region in kind) > 0.5:
+            return region
+    return None
+
+
+def _by_anatomy(real: Pictures, made: Pictures, how: dict[str, Any], region: str | None) -> list[Score]:
     """How far each measure's distribution lies from real images', in their standard deviations."""
     both = real.masks is not None and made.masks is not None
-    seen = [anatomy.measures(p.images, p.masks if both else None) for p in (made, real)]
+    seen = [anatomy.measures(p.images, p.masks if both else None, region=region) for p in (made, real)]
 
     def apart(a: Tensor, b: Tensor) -> float:
         return anatomy.apart(a[:, 0], b[:, 0])
@@ -200,6 +215,7 @@ def evaluate(
     draws: int = 20,
     seed: int = 0,
     by: Sequence[str] = (),
+    region: str = "auto",
 ) -> Evaluation:
     """Every score of a set of synthetic images against real ones, with intervals and noise floors.
 
@@ -214,6 +230,8 @@ def evaluate(
         most: images of each set at most.
         draws: halves.
         seed: of the halves.
+        region: ``chest`` or ``brain``, whose anatomy is measured as well; ``auto`` asks the default extractor, ``none``
+            measures what every scan has.
         by: attributes by whose groups quality is told as well, see :func:`~.groups.of_groups`.
 
     Raises:
@@ -229,8 +247,13 @@ def evaluate(
     groups = b.patients if len(set(b.patients)) > 1 else None
     how: dict[str, Any] = {"draws": draws, "seed": seed, "groups": groups}
     known = [x if isinstance(x, Extractor) else extractor(x) for x in extractors]
+    where = region_of(b.images) if region == "auto" else None if region == "none" else region
     steps: list[Callable[[], list[Score]]] = [partial(_by_extractor, x, b, a, how) for x in known]
-    steps += [partial(_by_pixels, b, a, how), partial(_by_anatomy, b, a, how), partial(_to_source, a, size, seed)]
+    steps += [
+        partial(_by_pixels, b, a, how),
+        partial(_by_anatomy, b, a, how, where),
+        partial(_to_source, a, size, seed),
+    ]
     scores = [s for step in track(steps, description="scoring", transient=True) for s in step()]
     by_group = [g for name in by for g in of_groups(b, a, name, extractor=known[0], draws=draws, seed=seed)]
     return Evaluation(

@@ -139,7 +139,7 @@ def ssims(multiscale: bool) -> tuple[str, Run, dict[str, Run]]:
         how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
         pairs = list(zip(a[:, 0].numpy(), b[:, 0].numpy(), strict=True))
         others["scikit-image"] = lambda: np.mean([structural_similarity(x, y, **how) for x, y in pairs])
-    name = f"{'MS-' if multiscale else ''}SSIM (MONAI's), 16 x 192 x 192"
+    name = f"{'MS-' if multiscale else ''}SSIM, 16 x 192 x 192"
     return name, lambda: ssim_of(a, b, (0.0, 1.0), multiscale).mean(), others
 
 

@@ -82,7 +82,9 @@ def test_a_short_run_learns_and_what_is_saved_is_an_extractor(tmp_path):
     films_ = medical.Films(images[2:], kinds[2:])
     even = medical._even(films_, 10)
     assert even.kinds.bincount().tolist() == [10] * 12
-    assert len(medical.turned(even)) == 240
+    states = medical.in_states(even)
+    assert states.kinds.bincount().tolist() == [10] * 48
+    assert torch.equal(states.images[:120], even.images)
     network = medical.judge(films_, tmp_path / "run", steps=60)
     right = medical.upright(network, images).argmax(1) == kinds
     assert right.float().mean() > 0.5
