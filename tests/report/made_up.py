@@ -106,7 +106,12 @@ def scores(**more):
              "interval": [0.0, 0.2 + shift], "floor": 0.1, "floor_interval": [0.0, 0.3]}
         )  # fmt: skip
     said = {"real": "real.json", "synthetic": "run", "n_real": 77, "n_synthetic": 60, "dims": 2, "size": 96}
-    said |= {"extractors": [{"name": "judge of brain_mri (2 classes)", "sha256": "f" * 64}], "skipped": [], "seed": 0}
+    said |= {
+        "extractors": [{"name": "judge of brain_mri (2 classes)", "sha256": "f" * 64}],
+        "skipped": [],
+        "notes": ["Few images."],
+        "seed": 0,
+    }
     return {**said, "scores": rows, "groups": groups, **more}
 
 

@@ -111,6 +111,7 @@ def test_everything_is_told(tmp_path):
     assert "within the floor" in said(page, "real")
     assert "outside: farther from real" in said(page, "real")
     assert "outside: less than among real images" in said(page, "real")
+    assert "Few images." in said(page, "real")
     assert "Reader 1 300" in said(page, "readers")
     assert "da_fusion less classical 5 " in said(page, "help")
     assert "+0.050 +0.020 to +0.080 0.001 0.010 better" in said(page, "help")

@@ -46,6 +46,7 @@ class Scores:
     verdict: Verdict
     skipped: list[str]
     extractors: list[str]
+    notes: list[str]
 
 
 def good_when(score: Mapping[str, Any]) -> str:
@@ -90,6 +91,7 @@ def scores(run: Run) -> Scores | None:
             [(f"seen by {k}" if k else "from the pixels", rows) for k, rows in by.items()],
             int(data.get("n_real", 0)), int(data.get("n_synthetic", 0)), _verdict(data["scores"]),
             [run.scrubbed(line) for line in data.get("skipped", ())], [f"{k}, SHA-256 {sha}" for k, sha in networks],
+            [run.scrubbed(line) for line in data.get("notes") or ()],
         )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ __all__ = ["figure_of", "name_of", "section_of"]
 # name of a score -> what it is called, and what it says
 SCORES = {
     "fid": ("Fréchet distance (FID)", "how far apart the two sets lie, seen by the network"),
+    "fid_infinity": ("FID at any number (FID∞)", "FID as it would be with images without end"),
+    "mifid": ("FID against copies (MiFID)", "FID that grows where images are copies"),
     "kid": ("Kernel distance (KID)", "the same without FID's bias at small numbers"),
     "precision": ("Precision", "share of synthetic images that lie among real ones"),
     "recall": ("Recall", "share of real images that lie among synthetic ones"),
@@ -24,6 +26,9 @@ SCORES = {
     "anatomy_body": ("Anatomy: size of the body", "distance in standard deviations"),
     "anatomy_dark_inside": ("Anatomy: dark inside", "distance in standard deviations"),
     "anatomy_symmetry": ("Anatomy: symmetry", "distance in standard deviations"),
+    "anatomy_brain": ("Anatomy: size of the brain", "distance in standard deviations"),
+    "anatomy_lung_fields": ("Anatomy: size of the lung fields", "distance in standard deviations"),
+    "anatomy_lung_balance": ("Anatomy: left and right lung", "distance in standard deviations"),
     "anatomy_lesion": ("Anatomy: lesion size", "distance in standard deviations"),
     "share": ("Share of the images", "what part of all images the group is"),
     "share_corrected": ("Share, corrected", "the same, as a classifier that knows its errors sees it"),
