@@ -13,11 +13,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from ..types import DiffAugError
 
-__all__ = ["Counts", "Interval", "best_threshold", "bootstrap", "change_map", "count", "dice", "smoothed"]
+__all__ = [
+    "Counts",
+    "Interval",
+    "best_threshold",
+    "bootstrap",
+    "change_map",
+    "count",
+    "dice",
+    "region_overlap",
+    "smoothed",
+]
 
 Floats = NDArray[np.float64]
 
@@ -151,6 +162,41 @@ def dice(a: Tensor, b: Tensor) -> Tensor:
     a, b = (a > 0).flatten(1).double(), (b > 0).flatten(1).double()
     total = a.sum(1) + b.sum(1)
     return torch.where(total > 0, 2 * (a * b).sum(1) / total.clamp(min=1), 1.0)
+
+
+def region_overlap(maps: Tensor, masks: Tensor, most: float = 0.3) -> float:
+    """How much of each lesion is found, small ones counting as much as large ones (Bergmann et al. 2021, section 4.2).
+
+    The mean share of a connected lesion above a threshold, over false positive rates from 0 to ``most`` and divided by
+    that: 1 for a map that is right, ``most / 2`` for one that says nothing.
+
+    Args:
+        maps: (N, 1, *S), higher where a lesion is likelier.
+        masks: (N, 1, *S), above 0 in lesions.
+        most: false positive rate up to which it is told.
+
+    Raises:
+        DiffAugError: the shapes differ, no voxel is lesion, or all are.
+    """
+    inside = (masks > 0).cpu().numpy()
+    if maps.shape != masks.shape or not inside.any() or inside.all():
+        raise DiffAugError(
+            f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} do not fit, or hold lesions nowhere or everywhere"
+        )
+    weight, regions = np.zeros(inside.shape), 0
+    for i, mask in enumerate(inside[:, 0]):
+        parts, n = ndimage.label(mask)
+        sizes = np.bincount(parts.ravel(), minlength=n + 1)
+        weight[i, 0] = np.where(mask, 1 / np.maximum(sizes[parts], 1), 0)
+        regions += n
+    scores = maps.detach().double().cpu().numpy().ravel()
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # a threshold takes all voxels of one score
+    found = np.append(0.0, np.cumsum(weight.ravel()[order])[last] / regions)
+    false = np.append(0.0, np.cumsum(~inside.ravel()[order])[last] / (~inside).sum())
+    at = np.unique(np.append(false[false < most], most))
+    best = found[np.searchsorted(false, at[:-1], "right") - 1]  # where the rate stands still, the highest share counts
+    return float(np.trapezoid(np.append(best, np.interp(most, false, found)), at) / most)
 
 
 def bootstrap(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from ..types import DiffAugError
@@ -32,27 +35,24 @@ def foreground(a: Tensor, b: Tensor, span: tuple[float, float] = (-1.0, 1.0)) ->
 
 def _unit(images: Tensor, span: tuple[float, float]) -> Tensor:
     """To [0, 1], where SSIM's constants are meant: it is not the same in [-1, 1]."""
-    return ((images.float() - span[0]) / (span[1] - span[0])).clamp(0, 1)
+    return ((images.detach().cpu().as_subclass(Tensor).float() - span[0]) / (span[1] - span[0])).clamp(0, 1)
 
 
 def _pool(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2) if x.ndim == 4 else F.avg_pool3d(x, 2)
 
 
-def _smooth(x: Tensor, taps: Tensor) -> Tensor:
-    """Gaussian means (B, C, *S - window + 1), axis by axis: a whole kernel takes 40 times as long in 3D."""
-    flat = x.flatten(0, 1)[:, None]
-    conv = F.conv2d if x.ndim == 4 else F.conv3d
+def _smooth(x: Tensor, taps: NDArray[np.float64]) -> Tensor:
+    """Gaussian means (B, C, *S - window + 1), axis by axis: MONAI's whole kernel takes 40 times as long in 3D."""
+    out, edge = x.numpy(), len(taps) // 2
     for axis in range(2, x.ndim):
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        flat = conv(flat, taps.reshape(shape))
-    return flat.reshape(*x.shape[:2], *flat.shape[2:])
+        out = ndimage.correlate1d(out, taps, axis, mode="nearest")
+    return torch.from_numpy(out[(..., *[slice(edge, -edge)] * (x.ndim - 2))])
 
 
 def _maps(x: Tensor, y: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """SSIM and its contrast part at every place that a whole window fits (Wang et al. 2004, eq. 13)."""
-    taps = torch.exp(-0.5 * ((torch.arange(window) - window // 2) / 1.5) ** 2)
+    taps = np.exp(-0.5 * ((np.arange(window) - window // 2) / 1.5) ** 2)
     taps = taps / taps.sum()
     mx, my, xx, yy, xy = (_smooth(z, taps) for z in (x, y, x * x, y * y, x * y))
     c1, c2 = 0.01**2, 0.03**2
@@ -104,6 +104,7 @@ def ssim_of(
     weights = torch.tensor(SCALES[:scales]) if multiscale else torch.ones(1)
     weights = weights / weights.sum()
     found = torch.ones(len(x))
+    inside = None if inside is None else inside.cpu()
     for i, w in enumerate(weights):
         ssim, contrast = _maps(x, y, window)
         last = i == scales - 1

@@ -90,3 +90,33 @@ def test_what_does_not_fit_is_refused():
         lesions.count(maps, masks, patients[:-1])
     with pytest.raises(DiffAugError, match="some voxel must be lesion"):
         lesions.count(maps, 0 * masks, patients)
+
+
+def test_small_lesions_count_as_much_as_large_ones():
+    masks = torch.zeros(2, 1, 40, 40)
+    masks[0, 0, 2:22, 2:22] = 1  # 400 pixels
+    masks[0, 0, 30:32, 30:32] = 1  # 4 pixels
+    masks[1, 0, 5:9, 5:9] = 1
+    g = torch.Generator().manual_seed(0)
+    noise = torch.rand(masks.shape, generator=g)
+    assert lesions.region_overlap(masks + 0.5 * noise, masks) == pytest.approx(1.0)
+    guessed = [lesions.region_overlap(torch.rand(masks.shape, generator=g), masks) for _ in range(60)]
+    assert np.mean(guessed) == pytest.approx(0.15, abs=0.04)
+    assert lesions.region_overlap(torch.zeros_like(masks), masks) == pytest.approx(0.15, abs=1e-6)
+    large = masks.clone()
+    large[0, 0, 30:32, 30:32] = 0
+    large[1] = 0  # finds 400 of 420 lesion pixels, but one of three lesions
+    assert lesions.region_overlap(large + 0.001 * noise, masks) < 0.6
+    maps = masks * 0.3 + noise
+    by_hand = []
+    for line in sorted(set(maps.flatten().tolist()), reverse=True):
+        seen = maps >= line
+        false = float((seen & (masks == 0)).sum() / (masks == 0).sum())
+        parts = [seen[0, 0, 2:22, 2:22], seen[0, 0, 30:32, 30:32], seen[1, 0, 5:9, 5:9]]
+        by_hand.append((false, float(np.mean([float(p.float().mean()) for p in parts]))))
+    false, share = np.array([(0.0, 0.0), *by_hand]).T
+    fine = np.linspace(0, 0.3, 20001)
+    highest = np.array([share[np.searchsorted(false, f, "right") - 1] for f in fine])
+    assert lesions.region_overlap(maps, masks) == pytest.approx(highest.mean(), abs=2e-3)
+    with pytest.raises(DiffAugError, match="nowhere"):
+        lesions.region_overlap(noise, torch.zeros_like(masks))
