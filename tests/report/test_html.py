@@ -164,6 +164,25 @@ def test_filters_and_the_gate_are_told(tmp_path):
     assert "Seed of the job 3" in made
 
 
+def test_real_pictures_are_those_that_scores_were_taken_against(tmp_path):
+    """The path that the scores name is from where they were taken; else the sources are shown."""
+    run = made_up.slices(tmp_path)
+    unseen, _ = made_up.head(np.random.default_rng(9), False)
+    for i in range(3):
+        made_up.save(tmp_path, f"unseen/{i}.png", unseen)
+    made_up.put(run, scores=made_up.scores(real="unseen"))
+    (tmp_path / "unseen/datalist.json").write_text(
+        json.dumps({"training": [{"image": f"{i}.png", "class": "healthy"} for i in range(3)]})
+    )
+    page = text_of(run)
+    assert holds(page, as_shown(tmp_path / "unseen/0.png"))
+    assert "3 of 3" in said(page, "pictures")
+    made_up.put(run, scores=made_up.scores(real="gone"))
+    page = text_of(run)
+    assert not holds(page, as_shown(tmp_path / "unseen/0.png"))
+    assert "images that synthetic ones were made of, 4 of 4" in said(page, "pictures")
+
+
 def test_a_run_from_noise_without_patients(tmp_path):
     run = made_up.slices(tmp_path)
     data = json.loads((run / "datalist.json").read_text())

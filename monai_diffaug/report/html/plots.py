@@ -140,10 +140,10 @@ def key_of() -> Markup:
         _rect(4, 4, 46, 20, BANDED),
         _line(27, 4, 27, 24, QUIET, 1.2, "2 2"),
         _text(58, 18, "real against real images: the noise floor, mean and 95 % interval", 11, "start", INK),
-        _whisker(424, 464, 14, GOOD), _shape("circle", 444, 14, 4.6, GOOD),
-        _text(472, 18, "synthetic, as real", 11, "start", INK),
-        _whisker(590, 630, 14, BAD), _shape("diamond", 610, 14, 4.6, BAD),
-        _text(638, 18, "not as real", 11, "start", INK),
+        _whisker(444, 484, 14, GOOD), _shape("circle", 464, 14, 4.6, GOOD),
+        _text(492, 18, "synthetic, as real", 11, "start", INK),
+        _whisker(618, 658, 14, BAD), _shape("diamond", 638, 14, 4.6, BAD),
+        _text(666, 18, "not as real", 11, "start", INK),
     ]  # fmt: skip
     return _svg(
         706, 28, "Key: the gray band is the floor, a circle is as real images are, a diamond is not", parts, "key"

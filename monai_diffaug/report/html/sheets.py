@@ -175,9 +175,11 @@ def _real(run: Run) -> tuple[list[Real], str]:
     if run.share:
         return [], ""
     against = run.parts.get("scores", {}).get("real")
-    if isinstance(against, str) and Path(against).exists():
+    bases = (Path(), run.folder, run.folder.parent)  # paths are from where the scores were taken
+    place = next((b / against for b in bases if (b / against).exists()), None) if isinstance(against, str) else None
+    if place is not None:
         try:
-            items = datalist.read(against)
+            items = datalist.read(place)
             known = [("" if i.kind is None else str(i.kind), i.image, i.mask) for i in items]
             return known, "the images that the scores were taken against"
         except DiffAugError:
