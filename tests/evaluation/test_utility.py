@@ -1,0 +1,230 @@
+"""Studies from end to end in a toy world: what must help helps, what must hurt hurts, and killing one costs nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from monai_diffaug.evaluation.utility import cells as cells_module
+from monai_diffaug.evaluation.utility import forecast, opened, utility
+from monai_diffaug.evaluation.utility.cells import cells_of
+from monai_diffaug.evaluation.utility.downstream import task_of, trained
+from monai_diffaug.evaluation.utility.study import Training
+from monai_diffaug.types import DiffAugError
+from tests.evaluation import toy_study
+from tests.evaluation.toy_study import EDITED, MADE, data, produce, study
+
+CHECKS = (
+    {"name": "duplicated", "kind": "duplicated", "classical": False},
+    {"name": "shuffled", "kind": "shuffled", "of": "made", "ratios": [8], "classical": False},
+    {"name": "oracle", "kind": "oracle", "ratios": [8], "classical": False},
+)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    return data(tmp_path_factory.mktemp("scans"))
+
+
+@pytest.fixture(scope="module")
+def whole(scans, tmp_path_factory):
+    """A study with every kind of check, by which the others are judged."""
+    out = tmp_path_factory.mktemp("whole")
+    arms = [{**MADE, "ratios": [8]}, *CHECKS]
+    training = {"steps": 110, "batch": 16, "lr": 0.006, "channels": [8] * 4, "precision": "float32"}
+    asked = opened(study(scans, arms, groups=["sex"], patients=[4], training=training))
+    return utility(asked, out, produce), out
+
+
+def against(found, arm, control="real", metric="auroc"):
+    return next(c for c in found.comparisons if (c.arm, c.control, c.metric) == (arm, control, metric))
+
+
+def test_more_real_images_help_wrong_labels_hurt_and_copies_do_neither(whole):
+    found, _ = whole
+    assert against(found, "oracle").interval[0] > 0
+    assert against(found, "made").interval[0] > 0
+    assert against(found, "shuffled").interval[1] < against(found, "made").interval[0]
+    assert against(found, "shuffled").interval[1] < 0
+    low, high = against(found, "duplicated").interval
+    assert low < 0 < high
+
+
+def test_the_file_says_everything(whole):
+    found, out = whole
+    said = json.loads((out / "utility.json").read_text())
+    assert said["study"] == "toy"
+    assert said["metrics"][0] == "auroc"
+    assert {a["name"]: a["kind"] for a in said["arms"]}["oracle"] == "oracle"
+    assert len(said["results"]) == 6 * 2
+    row = next(r for r in said["results"] if r["arm"] == "made" and r["seed"] == 1)
+    assert row["images"] == 8 + 64
+    assert set(row["per_class"]) == {"without", "with"}
+    assert row["per_group"]["sex"]["f"]["patients"] == 12
+    assert set(said["comparisons"][0]) == {
+        *("arm", "control", "patients", "ratio", "metric", "difference", "interval", "p", "p_corrected", "n_patients")
+    }
+    assert all(c["p_corrected"] >= c["p"] for c in said["comparisons"])
+    assert said["comparisons"][0]["n_patients"] == 24
+    assert said["generator"] == {"name": "toy", "digest": "d1", "patients_seen": 16}
+    assert any("trained on 16 patients" in line for line in said["limitations"])
+    assert [c["expected"] for c in said["checks"]] == ["no difference", "hurts", "helps"]
+    mean = np.mean([r["metrics"]["auroc"] for r in said["results"] if r["arm"] == "oracle"])
+    control = np.mean([r["metrics"]["auroc"] for r in said["results"] if r["arm"] == "real"])
+    assert against(found, "oracle").difference == pytest.approx(mean - control)
+
+
+def test_killed_and_run_again_it_trains_no_cell_twice(scans, tmp_path, monkeypatch):
+    asked = opened(study(scans, [EDITED], training={"steps": 4, "batch": 4, "channels": [4, 4, 4, 4]}))
+    count, toy_study.calls[:] = [], []
+
+    def counting(*given, **more):
+        count.append(1)
+        if len(count) == 4:
+            raise KeyboardInterrupt
+        return trained(*given, **more)
+
+    monkeypatch.setattr(cells_module, "trained", counting)
+    with pytest.raises(KeyboardInterrupt):
+        utility(asked, tmp_path / "a", produce)
+    assert not (tmp_path / "a" / "utility.json").exists()
+    assert len(list((tmp_path / "a" / "cells").glob("*.json"))) == 3
+    found = utility(asked, tmp_path / "a", produce)
+    assert len(count) == 4 + 3
+    assert len(toy_study.calls) == 2  # asked once in each run; what was made before is the producer's to find
+    fresh = utility(asked, tmp_path / "b", produce)
+    assert [r["metrics"] for r in found.results] == [r["metrics"] for r in fresh.results]
+    count.clear()
+    other = opened(study(scans, [EDITED], training={"steps": 5, "batch": 4, "channels": [4, 4, 4, 4]}))
+    monkeypatch.setattr(cells_module, "trained", trained)
+    before = {f.name for f in (tmp_path / "a" / "cells").iterdir()}
+    utility(other, tmp_path / "a", produce)
+    assert not before & {f.name for f in (tmp_path / "a" / "cells").iterdir() if f.name not in before}
+    assert len(list((tmp_path / "a" / "cells").iterdir())) == 12  # longer training, other cells
+
+
+def test_every_arm_takes_the_same_steps_from_the_same_weights(scans, tmp_path, monkeypatch):
+    steps, first = {}, {}
+    asked = opened(
+        study(
+            scans,
+            [MADE, {"name": "p", "kind": "pretraining", "of": "made"}, {"name": "m", "kind": "mixup"}],
+            seeds=[3],
+            training={"steps": 6, "batch": 4, "channels": [4, 4, 4, 4]},
+        )
+    )
+
+    def watched(task, training, batches, seed, **more):
+        def one(step):
+            steps[batches.arm.name] = steps.get(batches.arm.name, 0) + 1
+            x, y = batches(step)
+            assert len(x) == training.batch
+            return x, y
+
+        module, seconds = trained(
+            task, Training(steps=6, batch=4, lr=0.0, warmup=1, channels=(4,) * 4), one, seed, **more
+        )
+        first[batches.arm.name] = module.conv1.weight.detach().clone()
+        return module, seconds
+
+    monkeypatch.setattr(cells_module, "trained", watched)
+    utility(asked, tmp_path, produce)
+    assert set(steps.values()) == {6}
+    assert len(steps) == 5
+    assert all(torch.equal(w, first["real"]) for w in first.values())
+
+
+def test_an_edit_serves_every_cell_with_its_own_patients_images(scans, tmp_path):
+    asked = opened(
+        study(
+            scans,
+            [{**EDITED, "ratios": [2]}],
+            patients=[2, 4],
+            training={"steps": 2, "batch": 4, "channels": [4, 4, 4, 4]},
+        )
+    )
+    toy_study.calls[:] = []
+    found = utility(asked, tmp_path, produce)
+    assert len(toy_study.calls) == 1
+    assert [r["images"] for r in found.results if r["arm"] == "made"] == [4 + 8, 8 + 16] * 2
+    learns = opened(
+        study(
+            scans,
+            [{**EDITED, "learn": {"method": "textual_inversion"}}],
+            patients=[2, 4],
+            training={"steps": 2, "batch": 4, "channels": [4, 4, 4, 4]},
+        )
+    )
+    toy_study.calls[:] = []
+    utility(learns, tmp_path, produce)
+    assert len(set(toy_study.calls)) == 4  # what learns from the labelled patients learns anew for each draw of them
+
+
+def test_forecast_trains_nothing_and_counts(scans, tmp_path):
+    asked = opened(study(scans, [MADE]))
+    found = forecast(asked, tmp_path, produce)
+    assert (found.trainings, found.done) == (6, 0)
+    assert found.seconds > 0
+    assert found.images == {"made": 6}
+    assert not (tmp_path / "cells").exists()
+    assert not (tmp_path / "synthetic").exists()
+
+
+def test_unfair_data_are_refused(scans, tmp_path):
+    def refused(says, change=lambda rows: None, **more):
+        rows = json.loads(scans.read_text())
+        change(rows)
+        path = scans.with_name("changed.json")
+        path.write_text(json.dumps(rows))
+        with pytest.raises(DiffAugError, match=says):
+            utility(opened(study(path, **more)), tmp_path / says[:8], produce)
+
+    refused("is in train and in test", lambda r: r["test"].append(r["training"][0]))
+    refused("too few for an interval", lambda r: r.update(test=r["test"][:6]))
+    refused("draws 17 labelled patients and there are 16", patients=[17])
+    refused("names no patient", lambda r: r["training"][0].pop("patient"))
+    refused("is of class 'other'", lambda r: r["training"][0].update({"class": "other"}))
+    refused("do not show every class", lambda r: r.update(test=[e for e in r["test"] if e["class"] == "with"]))
+    refused("has a 'size'", groups=["size"])
+
+
+def test_segmentation(scans, tmp_path):
+    arms = [
+        {**EDITED, "ratios": [2]},
+        {"name": "shuffled", "kind": "shuffled", "of": "made", "ratios": [8]},
+        {"name": "m", "kind": "cutmix"},
+    ]
+    asked = opened(
+        study(
+            scans,
+            arms,
+            task="segmentation",
+            classes=["patch"],
+            seeds=[0],
+            patients=[12],
+            training={"steps": 60, "batch": 8, "lr": 0.01, "channels": [8, 16]},
+        )
+    )
+    found = utility(asked, tmp_path, produce)
+    values = {r["arm"]: r["metrics"] for r in found.results}
+    assert values["made"]["dice"] > 0.35
+    assert values["shuffled"]["dice"] < values["made"]["dice"] - 0.1
+    assert values["real"]["iou"] < values["real"]["dice"]
+    assert 0 <= values["real"]["false_positive_area"] < 0.5
+
+
+def test_networks_of_the_tasks_learn_nothing_without_steps():
+    asked = opened(study("x.json"))
+    module, _ = trained(
+        task_of(asked), asked.training, lambda step: (torch.zeros(4, 1, 16, 16), torch.eye(2)[[0, 1, 0, 1]]), 0, steps=1
+    )
+    again, _ = trained(
+        task_of(asked), asked.training, lambda step: (torch.zeros(4, 1, 16, 16), torch.eye(2)[[0, 1, 0, 1]]), 0, steps=1
+    )
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters()))
+
+
+def test_order_of_cells_shows_every_arm_first():
+    asked = opened(study("x.json", [MADE], patients=[2, 3]))
+    assert [c.seed for c in cells_of(asked)] == [0] * 6 + [1] * 6
