@@ -193,6 +193,17 @@ def test_it_fits_the_window(browser, slices, width):
     page.close()
 
 
+def test_no_label_leaves_its_plot(browser, slices):
+    page, _, _ = shown(browser, slices)
+    cut = """[...document.querySelectorAll("svg.plot text, svg.key text")].filter(t => {
+      const b = t.getBBox(), v = t.ownerSVGElement.viewBox.baseVal;
+      return b.x < -0.5 || b.x + b.width > v.width + 0.5 || b.y < -0.5 || b.y + b.height > v.height + 2.5;
+    }).map(t => t.textContent)"""
+    assert page.evaluate("document.querySelectorAll('svg.plot text').length") > 50
+    assert page.evaluate(cut) == []
+    page.close()
+
+
 def test_text_is_legible(browser, slices):
     page, _, _ = shown(browser, slices)
     assert page.evaluate(CONTRAST) == []

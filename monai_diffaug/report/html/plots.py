@@ -146,7 +146,7 @@ def key_of() -> Markup:
         _text(666, 18, "not as real", 11, "start", INK),
     ]  # fmt: skip
     return _svg(
-        706, 28, "Key: the gray band is the floor, a circle is as real images are, a diamond is not", parts, "key"
+        742, 28, "Key: the gray band is the floor, a circle is as real images are, a diamond is not", parts, "key"
     )
 
 
