@@ -39,6 +39,7 @@ class Extractor:
     classify: Callable[[Tensor], Tensor] | None = None
     layers: Callable[[Tensor], list[Tensor]] | None = None
     kinds: tuple[str, ...] = ()
+    channels: int | None = None
 
     def __call__(self, images: Tensor, batch: int = 32) -> Tensor:
         """Features of all images, ``batch`` at a time."""
@@ -49,7 +50,18 @@ class Extractor:
         return None if self.classify is None else self._over(self.classify, images, batch)
 
     def fitted(self, images: Tensor) -> Tensor:
-        """At the size that the network wants."""
+        """At the size that the network wants, and gray for one that knows gray only.
+
+        Raises:
+            DiffAugError: the network wants channels that the images do not have.
+        """
+        if self.channels == 1:
+            images = images.float().mean(1, keepdim=True)
+        elif self.channels not in (None, images.shape[1]):
+            raise DiffAugError(
+                f"{self.name} takes {self.channels} channels and the images have {images.shape[1]}: give another "
+                "extractor"
+            )
         if self.size is None or tuple(images.shape[2:]) == self.size:
             return images
         mode = "bilinear" if images.ndim == 4 else "trilinear"
@@ -93,6 +105,7 @@ def _of_judge(name: str) -> Extractor:
         size=backbone.contract.size,
         classify=judge.classify,
         kinds=judge.labels,
+        channels=backbone.contract.channels,
         layers=_hooked(judge.module, stages) if stages else None,
     )
 
@@ -118,6 +131,7 @@ def _of_classifier(folder: Path) -> Extractor:
         size=tuple(said.get("size") or (64,) * dims),
         classify=classify,
         kinds=judge.labels[:kinds],
+        channels=int(config.get("n_input_channels", 1)),
         layers=_hooked(judge.module, stages) if stages else None,
     )
 

@@ -71,7 +71,7 @@ def evaluate(
     if json:
         as_json(found.to_dict())
         return
-    console = Console(width=max(Console().width, 100))
+    console = Console(width=max(Console().width, 120))
     console.print(f"{found.n_synthetic} synthetic against {found.n_real} real images, {found.dims}D", style="bold")
     for name in dict.fromkeys(s.extractor for s in found.scores):
         table = Table(title=f"by {name}" if name else "by the pixels themselves", title_justify="left")

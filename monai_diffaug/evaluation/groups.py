@@ -56,7 +56,9 @@ def _apart(made: Tensor, real: Tensor) -> float:
     return anatomy.apart(made[:, 0], real[:, 0])
 
 
-def _spaces(real: Pictures, made: Pictures, found: Extractor) -> list[tuple[str, Any, Tensor, Tensor]]:
+def _spaces(
+    real: Pictures, made: Pictures, found: Extractor, region: str | None
+) -> list[tuple[str, Any, Tensor, Tensor]]:
     """Name, score and what it is taken of: (N, D) of synthetic and of real images."""
     flat = made.images.ndim == 4 or found.dims == 3
     a, b = (features_of(found, p.images) for p in (made, real))
@@ -65,7 +67,7 @@ def _spaces(real: Pictures, made: Pictures, found: Extractor) -> list[tuple[str,
         (f"{n}{kind}", s if flat else partial(by_plane, s), a, b) for n, s in (("kid", kid), ("coverage", _coverage))
     ]
     masks = real.masks is not None and made.masks is not None
-    seen = [anatomy.measures(p.images, p.masks if masks else None) for p in (made, real)]
+    seen = [anatomy.measures(p.images, p.masks if masks else None, region=region) for p in (made, real)]
     return spaces + [(f"anatomy_{n}", _apart, seen[0][n][:, None], seen[1][n][:, None]) for n in seen[0]]
 
 
@@ -78,6 +80,7 @@ def of_groups(
     least: int = 12,
     draws: int = 20,
     seed: int = 0,
+    region: str | None = None,
 ) -> tuple[GroupScore, ...]:
     """KID, coverage and anatomy of each group with floors and intervals, the gap between groups, and their shares.
 
@@ -92,6 +95,7 @@ def of_groups(
         least: images of a group.
         draws: halves.
         seed: of the halves.
+        region: ``chest`` or ``brain``, whose anatomy is measured as well.
 
     Raises:
         DiffAugError: no image says the attribute, it has too many values, or no group is large enough.
@@ -109,7 +113,7 @@ def of_groups(
         raise DiffAugError(f"no group of {attribute!r} has {least} images of both kinds ({said}): give more images")
     n = min(len(x) // 2 for g in judged for x in at[g])
     rows = []
-    for name, score, a, b in _spaces(real, synthetic, found):
+    for name, score, a, b in _spaces(real, synthetic, found, region):
         kept: dict[str, tuple[Tensor, Tensor]] = {}
         for g in judged:
             one, two, own = drawn(

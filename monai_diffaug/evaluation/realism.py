@@ -158,7 +158,7 @@ def region_of(images: Tensor) -> str | None:
     """Which region real images (N, C, *S) show, by the default extractor: ``chest``, ``brain``, or neither."""
     flat = images if images.ndim == 4 else images[..., images.shape[-1] // 2]
     asked = extractor(DEFAULT)
-    if asked.classify is None or flat.shape[1] != 1:
+    if asked.classify is None:
         return None
     seen = asked.probabilities(flat[:64])
     assert seen is not None
@@ -255,7 +255,9 @@ def evaluate(
         partial(_to_source, a, size, seed),
     ]
     scores = [s for step in track(steps, description="scoring", transient=True) for s in step()]
-    by_group = [g for name in by for g in of_groups(b, a, name, extractor=known[0], draws=draws, seed=seed)]
+    by_group = [
+        g for name in by for g in of_groups(b, a, name, extractor=known[0], draws=draws, seed=seed, region=where)
+    ]
     return Evaluation(
         str(real) if not isinstance(real, Pictures) else "images",
         str(synthetic) if not isinstance(synthetic, Pictures) else "images",

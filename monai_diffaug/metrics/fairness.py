@@ -22,6 +22,7 @@ __all__ = ["FIGURES", "Change", "Fairness", "Subgroup", "by_group", "changed", "
 FIGURES = ("sensitivity", "specificity", "auroc", "ece")
 _LOW_IS_GOOD = ("ece",)
 POINT = 0.01  # less than that is no change
+TELLS = 0.25  # least singular value of a confusion that is taken back; of two groups sensitivity + specificity - 1
 BINS = 15  # of the calibration error (Guo et al. 2017)
 
 Floats = NDArray[np.float64]
@@ -321,7 +322,7 @@ def corrected(called: ArrayLike, mistakes: ArrayLike) -> Floats:
         DiffAugError: the classifier cannot tell the groups apart, so that no correction is possible.
     """
     p, c = np.asarray(called, float), np.asarray(mistakes, float)
-    if np.linalg.svd(c, compute_uv=False)[-1] < 0.1:
+    if np.linalg.svd(c, compute_uv=False)[-1] < TELLS:
         raise DiffAugError(
             "the classifier hardly tells the groups apart, so their shares are unknown: give a better one"
         )

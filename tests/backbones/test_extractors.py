@@ -1,6 +1,7 @@
 """Extractors: the default one knows its kinds, and published networks give what their authors' code gives."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,14 @@ def test_it_sees_an_image_the_same_whatever_lies_beside_it():
     found = extractor()
     x = gray(5)
     assert found(x)[2] == pytest.approx(found(x[2:3])[0], abs=1e-5)
+
+
+def test_color_is_seen_gray_by_a_network_that_knows_gray_and_refused_by_one_that_wants_more():
+    found, x = extractor(), gray(2, 64).expand(-1, 3, -1, -1) * torch.tensor([1.0, 0.5, -0.3]).reshape(1, 3, 1, 1)
+    assert found(x) == pytest.approx(found(x.mean(1, keepdim=True)), abs=1e-6)
+    four = replace(found, channels=4)
+    with pytest.raises(DiffAugError, match="takes 4 channels and the images have 3"):
+        four(x)
 
 
 # -------------------------------------------------------------------------------------- published, written otherwise
