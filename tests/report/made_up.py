@@ -22,11 +22,12 @@ SIDE = 40
 
 
 def head(rng, lesion, side=SIDE):
-    """A disk with a bright spot, and the spot's mask, 8 bits each."""
+    """An ellipse with folds of its own and perhaps a bright spot, and the spot's mask, 8 bits each."""
     y, x = np.mgrid[:side, :side] / side - 0.5
-    inside = (x / 0.36) ** 2 + (y / 0.44) ** 2 < 1
-    spot = ((x - 0.1) ** 2 + (y + 0.05) ** 2 < 0.012) & lesion
-    gray = inside * (90 + 30 * rng.random((side, side))) + spot * 110
+    inside = (x / rng.uniform(0.28, 0.4)) ** 2 + (y / rng.uniform(0.36, 0.46)) ** 2 < 1
+    spot = ((x - rng.uniform(-0.1, 0.1)) ** 2 + (y - rng.uniform(-0.1, 0.1)) ** 2 < 0.012) & lesion
+    folds = sum(np.sin(2 * np.pi * (a * x + b * y + c)) for a, b, c in rng.uniform(-4, 4, (5, 3)))
+    gray = inside * (100 + 16 * folds + 8 * rng.random((side, side))) + spot * 90
     return gray.clip(0, 255).astype(np.uint8), (spot * 255).astype(np.uint8)
 
 

@@ -17,6 +17,7 @@ __all__ = ["Pair", "Privacy", "Section", "privacy"]
 
 PAIRS = 12
 SECTIONS = ("copies", "reidentification", "membership", "extraction", "attributes", "fairness")
+NOBODY = "Nobody has looked whether these images give a patient away."
 _MARKS = {"pass": (GOOD, "Passed"), "fail": (BAD, "Failed")}
 _SPACES = {"pixels": "pixels", "structure": "edges", "embedding": "features of the network"}
 
@@ -146,7 +147,8 @@ def _verdict(data: Mapping[str, Any], told: list[Section]) -> Verdict:
         said = f"The audit failed on {wraps(failed or ['the whole'])}.{why} Do not share these images.{rest}"
         return Verdict(BAD, "Yes", said)
     if not passed:
-        return Verdict(UNKNOWN, "Not judged", "Nobody has looked whether these images give a patient away.")
+        looked = "The audit could judge none of its sections." if unknown and data["sections"] else NOBODY
+        return Verdict(UNKNOWN, "Not judged", looked)
     said = f"No leak was found by {count(len(passed), 'test')}: {wraps(passed)}.{rest}"
     return Verdict(CAUTION, "Judged in part", said) if unknown else Verdict(GOOD, "No leak found", said)
 

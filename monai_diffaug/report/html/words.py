@@ -53,7 +53,7 @@ def number(value: Any, digits: int = 3) -> str:
     if abs(value) >= 1e5 or abs(value) < 1e-4:
         text = f"{value:.{digits - 1}e}"
     elif abs(value) < 10**-digits:
-        text = f"{value:.5f}"
+        text = f"{value:.2g}"
     else:
         whole = math.floor(math.log10(abs(value))) + 1 if abs(value) >= 1 else 0
         text = f"{value:,.{max(0, digits - whole)}f}"
