@@ -1,6 +1,7 @@
 """Studies from end to end in a toy world: what must help helps, what must hurt hurts, and killing one costs nothing."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from monai_diffaug.evaluation.utility import cells as cells_module
 from monai_diffaug.evaluation.utility import forecast, opened, utility
-from monai_diffaug.evaluation.utility.cells import cells_of
+from monai_diffaug.evaluation.utility.cells import Done, cells_of
+from monai_diffaug.evaluation.utility.data import Pool
 from monai_diffaug.evaluation.utility.downstream import task_of, trained
-from monai_diffaug.evaluation.utility.study import Training
+from monai_diffaug.evaluation.utility.figures import Figures
+from monai_diffaug.evaluation.utility.run import compared
 from monai_diffaug.types import DiffAugError
 from tests.evaluation import toy_study
 from tests.evaluation.toy_study import EDITED, MADE, data, produce, study
@@ -122,9 +125,7 @@ def test_every_arm_takes_the_same_steps_from_the_same_weights(scans, tmp_path, m
             assert len(x) == training.batch
             return x, y
 
-        module, seconds = trained(
-            task, Training(steps=6, batch=4, lr=0.0, warmup=1, channels=(4,) * 4), one, seed, **more
-        )
+        module, seconds = trained(task, replace(training, lr=0.0), one, seed, **more)
         first[batches.arm.name] = module.conv1.weight.detach().clone()
         return module, seconds
 
@@ -228,3 +229,22 @@ def test_networks_of_the_tasks_learn_nothing_without_steps():
 def test_order_of_cells_shows_every_arm_first():
     asked = opened(study("x.json", [MADE], patients=[2, 3]))
     assert [c.seed for c in cells_of(asked)] == [0] * 6 + [1] * 6
+
+
+def test_arms_that_say_the_same_differ_by_nothing_in_every_draw():
+    """Pairing: both are seen under the same draws of patients, and seeds meet seeds."""
+    rng = np.random.default_rng(0)
+    n = 40
+    labels = torch.arange(n) % 2
+    test = Pool(torch.zeros(n, 1, 4, 4), labels, None, tuple(f"p{i // 4}" for i in range(n)), ({},) * n)
+    asked = opened(study("x.json", [{"name": "m", "kind": "mixup"}]))
+    told = {s: {"probabilities": rng.dirichlet([1, 1], n).tolist()} for s in asked.seeds}
+    done = [Done(c, (1, 0), told[c.seed], 1.0) for c in cells_of(asked)]
+    for c in compared(asked, Figures(asked, test), done[::-1]):
+        assert (c.difference, c.interval, c.p) == (0.0, (0.0, 0.0), 1.0)
+    worse = {s: {"probabilities": [[0.5, 0.5]] * n} for s in asked.seeds}
+    done = [Done(c, (1, 0), worse[c.seed] if c.arm.name == "m" else told[c.seed], 1.0) for c in cells_of(asked)]
+    found = compared(asked, Figures(asked, test), done)
+    m = next(c for c in found if (c.arm, c.control, c.metric) == ("m", "classical", "auroc"))
+    assert m.interval[0] < m.difference < m.interval[1]
+    assert m.p_corrected == min(1.0, 2 * m.p)  # a family of two: m, and real against the same control

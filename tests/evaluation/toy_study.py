@@ -9,7 +9,7 @@ SIZE = 16
 
 
 def picture(kind, rng, strength=2.6):
-    """(16, 16) of 0..255 and the mask of the patch. Others lie on the right of either kind, so that few images mislead."""
+    """(16, 16) of 0..255 and the mask of the patch. Others lie on the right of either kind: few images mislead."""
     x = rng.normal(0, 0.7, (SIZE, SIZE))
     mask = np.zeros((SIZE, SIZE))
     top, left = rng.integers(1, 9), rng.integers(0, 3)

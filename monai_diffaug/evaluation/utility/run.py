@@ -176,7 +176,7 @@ def compared(study: Study, figures: Figures, done: Sequence[Done]) -> tuple[Comp
     """
     weights = patient_weights(figures.patient, study.draws)
     drawn: dict[tuple[str, int | str, float], list[dict[str, Floats]]] = {}
-    for d in sorted(done, key=lambda d: study.seeds.index(d.cell.seed)):
+    for d in done:
         values = figures.values(d.outputs, weights)
         drawn.setdefault((d.cell.arm.name, d.cell.patients, d.cell.ratio), []).append(values)
     found: list[Comparison] = []
