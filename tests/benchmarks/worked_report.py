@@ -1,6 +1,7 @@
 """The worked report of docs/reports/brain_mri: slices of training patients varied, judged on patients never seen.
 
-    python -m tests.benchmarks.worked_report DATA OUT --utility FILE --pictures docs/reports/brain_mri
+    python -m tests.benchmarks.worked_report DATA OUT --utility FILE --pictures docs/reports/brain_mri \\
+        --volumes bundles/brain_mri_latent_diffusion_3d
 
 DATA holds brain_lgg_2d and brain_lgg_3d; OUT gets the slices, the run and the report; FILE is a study's utility.json.
 What is done already in OUT is kept: remove OUT/run/audit.json, say, to have it made anew.
@@ -86,20 +87,35 @@ def diffaug(*words: object) -> None:
         raise SystemExit(done)
 
 
-def photographed(page: Path, folder: Path) -> None:
-    """Pictures of the page's sections, by a real browser, with the page beside them."""
+def write_volumes(data: Path, out: Path, count: int = 3) -> None:
+    """A datalist of volumes of test patients."""
+    folder = data / "brain_lgg_3d/dev"
+    with (folder / "labels.csv").open(newline="") as f:
+        found = [r for r in csv.DictReader(f) if part_of(r["patient"]) == "test" and 30 < int(r["n_slices"]) < 60]
+    entries = [
+        {
+            "image": str((folder / r["file"]).resolve()),
+            "label": str((folder / r["label_file"]).resolve()),
+            "patient": r["patient"],
+        }
+        for r in found[:count]
+    ]
+    write_json(out / "datalist.json", {"training": entries})
+
+
+def photographed(page: Path, folder: Path, sections: dict[str, str], top: str = "") -> None:
+    """Pictures of the page's sections, name -> selector, by a real browser; and of its top."""
     from playwright.sync_api import sync_playwright
 
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(page, folder / "report.html")
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         shown = browser.new_page(viewport={"width": 1240, "height": 720})
         shown.goto(page.resolve().as_uri())
         shown.wait_for_timeout(500)
-        taken = {"summary": shown.screenshot()}
-        for name in SECTIONS:
-            taken[name] = shown.locator(f"#{name}").screenshot()
+        taken = {top: shown.screenshot()} if top else {}
+        for name, where in sections.items():
+            taken[name] = shown.locator(where).first.screenshot()
         browser.close()
     for name, data in taken.items():
         picture = Image.open(BytesIO(data)).convert("RGB")
@@ -113,6 +129,7 @@ def main() -> None:
     said.add_argument("out", type=Path)
     said.add_argument("--utility", type=Path, help="utility.json of a study of the same backbone")
     said.add_argument("--pictures", type=Path, help="folder for the page and pictures of it")
+    said.add_argument("--volumes", type=Path, help="bundle of a backbone of volumes, for a report of three")
     told = said.parse_args()
     told.out.mkdir(parents=True, exist_ok=True)
     few, train, test = (told.out / k for k in ("slices", "train", "test"))
@@ -133,7 +150,17 @@ def main() -> None:
         shutil.copy(told.utility, run / "utility.json")
     diffaug("report", run, "--out", told.out / "report.html")
     if told.pictures:
-        photographed(told.out / "report.html", told.pictures)
+        photographed(told.out / "report.html", told.pictures, {s: f"#{s}" for s in SECTIONS}, "summary")
+        shutil.copy(told.out / "report.html", told.pictures / "report.html")
+    if told.volumes:
+        run = told.out / "run_3d"
+        if not (run / "datalist.json").is_file():
+            write_volumes(told.data, told.out / "volumes")
+            diffaug("expand", told.out / "volumes", "--backbone", told.volumes, "--method",
+                    "sdedit:strength=0.4,steps=16", "--no-sheet", "--out", run)  # fmt: skip
+        diffaug("report", run, "--out", told.out / "report_3d.html")
+        if told.pictures:
+            photographed(told.out / "report_3d.html", told.pictures, {"volumes": ".pair"})
 
 
 if __name__ == "__main__":
