@@ -18,9 +18,9 @@ from .alignment import Candidates, fitted, shortlist
 
 __all__ = ["CopyFinder", "Found"]
 
-CANDIDATES = {2: 8, 3: 2}  # training images that an image is laid over
+CANDIDATES = {2: 12, 3: 2}  # training images that an image is laid over
 FINALISTS = 3  # of these, that are laid over it finely
-PAIRS = {2: 64, 3: 4}  # that are fitted at once
+PAIRS = {2: 72, 3: 4}  # that are fitted at once
 
 Embed = Callable[[Tensor], Tensor]
 Near = dict[str, tuple[Tensor, Tensor]]

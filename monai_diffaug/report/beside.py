@@ -24,7 +24,8 @@ def draw_pairs(pairs: Sequence[Mapping[str, Any]], images: Mapping[str, Tensor],
     """Draw each pair of an audit: the synthetic image, the training image, and where they differ.
 
     Args:
-        pairs: as ``audit.json`` has them: ``image``, ``nearest``, ``space``, ``rare``, ``copy``.
+        pairs: as ``audit.json`` has them: ``image``, ``nearest``, ``space``, ``rare``, ``copy``,
+            ``certain``.
         images: path -> image (C, *S).
         folder: of the pictures, ``pair01.png`` on.
 
@@ -54,7 +55,12 @@ def draw_pairs(pairs: Sequence[Mapping[str, Any]], images: Mapping[str, Tensor],
             axis.imshow(torch.as_tensor(x).numpy(), **ends)
             axis.set_title(title, fontsize=7)
             axis.axis("off")
-        said = "repeats it" if pair["copy"] else f"{pair['rare']:.1%} of unseen patients come as near"
+        nearer = (
+            "nearer than unseen patients come"
+            if pair["copy"]
+            else f"{pair['rare']:.1%} of unseen patients come as near"
+        )
+        said = "repeats it" if pair["certain"] else nearer
         figure.suptitle(said, fontsize=9, color="firebrick" if pair["copy"] else "black", y=0.04)
         figure.tight_layout(rect=(0, 0.06, 1, 1), pad=0.4)
         path = folder / f"pair{n:02d}.png"

@@ -44,6 +44,13 @@ def test_planted_copies_are_named_and_others_pass(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "planted.png" in text
     assert "train007.png" in text
+    assert audit(train, made, "--unseen", unseen, "--pairs", tmp_path / "pairs", "--json") == 1
+    said = json.loads(capsys.readouterr().out)
+    pictures = sorted((tmp_path / "pairs").glob("*.png"))
+    assert len(pictures) == len(said["pairs"]) == 12
+    assert {p["image"].rsplit("/", 1)[1] for p in said["pairs"][:2]} == {"exact.png", "planted.png"}
+    with Image.open(pictures[0]) as drawn:
+        assert min(drawn.size) > 300
     found = {r["image"].rsplit("/", 1)[1]: r for r in json.loads(out.read_text())["sections"]["copies"]["found"]}
     assert found["exact.png"]["nearest"].endswith("train011.png")
 
