@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backbones.extractors import Extractor
 
-__all__ = ["by_plane", "features_of"]
+__all__ = ["by_plane", "cuts_of", "features_of"]
 
 PLANES = 3
 CUTS = 5  # slices of each plane of a volume, over its middle three fifths
@@ -17,7 +17,7 @@ CUTS = 5  # slices of each plane of a volume, over its middle three fifths
 Pair = Callable[[Tensor, Tensor], float]
 
 
-def _cuts(volumes: Tensor) -> Tensor:
+def cuts_of(volumes: Tensor) -> Tensor:
     """(N, 3 planes, CUTS, C, side, side): slices of volumes (N, C, S, S, S) along each axis."""
     side = volumes.shape[2]
     where = torch.linspace(0.2 * (side - 1), 0.8 * (side - 1), CUTS).round().long().tolist()
@@ -29,7 +29,7 @@ def features_of(found: Extractor, images: Tensor) -> Tensor:
     """(N, D); of volumes with a 2D network (N, planes x cuts x D), see :func:`by_plane`."""
     if images.ndim == 4 or found.dims == 3:
         return found(images)
-    cuts = _cuts(images)
+    cuts = cuts_of(images)
     return found(cuts.flatten(0, 2)).reshape(len(images), -1)
 
 

@@ -23,7 +23,7 @@ from ..primitives.fitting import fit
 from ..types import DiffAugError
 from .groups import GroupScore, of_groups
 from .images import Pictures, contract_of_size, pictures
-from .planes import by_plane, features_of
+from .planes import by_plane, cuts_of, features_of
 
 __all__ = ["Evaluation", "Score", "evaluate"]
 
@@ -106,14 +106,18 @@ def _distances(flat: bool) -> Iterable[tuple[str, Pair, str]]:
 
 
 def _pairwise_perceptual(found: Extractor, images: Tensor, pairs: int = 48, seed: int = 0) -> float:
+    """Mean distance of random pairs; of volumes seen by a 2D network that of like slices of like planes."""
     generator = torch.Generator().manual_seed(seed)
+    flat = images.ndim == 4 or found.dims == 3
+    pairs = pairs if flat else pairs // 8
     first = torch.randint(len(images), (pairs,), generator=generator)
     second = (first + 1 + torch.randint(len(images) - 1, (pairs,), generator=generator)) % len(images)
     layers = found.layers
     if layers is None:
         raise DiffAugError(f"{found.name} shows no feature maps: give a backbone's judge as extractor")
+    a, b = (images[i] if flat else cuts_of(images[i]).flatten(0, 2) for i in (first, second))
     with torch.no_grad():
-        return float(perceptual(layers(found.fitted(images[first])), layers(found.fitted(images[second]))).mean())
+        return float(perceptual(layers(found.fitted(a)), layers(found.fitted(b))).mean())
 
 
 def _extrapolated(a: Tensor, b: Tensor, name: str, how: dict[str, Any]) -> list[Score]:
@@ -135,11 +139,11 @@ def _by_extractor(found: Extractor, real: Pictures, made: Pictures, how: dict[st
         if p is not None and q is not None:
             kept = floored(partial(_of_made, inception_score), p, q, **how)
             scores.append(_score("inception_score", kept, found.name, "floor"))
-    if found.layers is not None and flat:
+    if found.layers is not None:
         kept = floored(
             partial(_of_made, partial(_pairwise_perceptual, found)), made.images, real.images, **{**how, "draws": 8}
         )
-        scores.append(_score("perceptual_diversity", kept, found.name, "floor"))
+        scores.append(_score("perceptual_diversity" + ("" if flat else "_2.5d"), kept, found.name, "floor"))
     return scores
 
 

@@ -74,6 +74,15 @@ def test_jitter_neither_blurs_nor_adds_noise():
     assert not torch.allclose(x, y, atol=0.05)
 
 
+def test_an_echo_lies_half_a_side_away():
+    line = torch.zeros(1, 1, 64, 64)
+    line[..., 10, :] = 0.8
+    seen = medical.ghosted(line, 0.4)[0, 0, :, 0]
+    assert float(seen[10]) == pytest.approx(0.64, abs=1e-5)
+    assert float(seen[42]) == pytest.approx(0.16, abs=1e-5)
+    assert float(seen.sum()) == pytest.approx(0.8, abs=1e-5)
+
+
 def test_a_short_run_learns_and_what_is_saved_is_an_extractor(tmp_path):
     """Stripes of twelve widths, lying or upright: told apart after a few steps, with rare ones repeated."""
     grid = torch.arange(64) / 64 * 2 * torch.pi
@@ -84,7 +93,12 @@ def test_a_short_run_learns_and_what_is_saved_is_an_extractor(tmp_path):
     assert even.kinds.bincount().tolist() == [10] * 12
     states = medical.in_states(even)
     assert states.kinds.bincount().tolist() == [10] * 48
-    assert torch.equal(states.images[:120], even.images)
+    as_is, turned, soft, echoed = states.images.split(120)
+    assert torch.equal(as_is, even.images)
+    assert torch.equal(turned, even.images.rot90(1, (-2, -1)))
+    fine = even.kinds == 11
+    assert float(soft[fine].std() / even.images[fine].std()) < 0.9
+    assert not torch.equal(echoed, even.images)
     network = medical.judge(films_, tmp_path / "run", steps=60)
     right = medical.upright(network, images).argmax(1) == kinds
     assert right.float().mean() > 0.5

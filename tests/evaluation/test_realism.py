@@ -93,6 +93,15 @@ def test_a_judge_gives_classes_and_layers():
     assert "judge of brain_mri" in found["fid"].extractor
 
 
+def test_variety_of_volumes_is_seen_in_their_slices():
+    real = stack(drawn(12, size=24, dims=3))
+    one = stack(drawn(1, seed=5, size=24, dims=3).expand(12, -1, -1, -1, -1).contiguous(), "q")
+    found = by_name(evaluate(real, one, size=24))
+    assert found["perceptual_diversity_2.5d"].value == pytest.approx(0.0, abs=1e-6)
+    assert found["perceptual_diversity_2.5d"].floor > 0.05
+    assert "kid_2.5d" in found
+
+
 def test_lesion_volume_is_compared_where_both_have_masks():
     masks = (drawn(40, seed=3) > 0).float()
     large = (drawn(40, seed=3) > -2).float()
