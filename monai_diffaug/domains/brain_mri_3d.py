@@ -45,6 +45,7 @@ __all__ = [
     "dataset",
     "examples",
     "items",
+    "opposite",
     "read",
     "train",
     "trainable",
@@ -126,7 +127,24 @@ def vector(age: float | None = None, sex: str | None = None, lesion: float | Non
 
 def numbers(age: float | None = None, sex: str | None = None, lesion: float | None = None) -> list[float | None]:
     """The same as :func:`vector`, as JSON has it."""
-    return [None if math.isnan(v) else v for v in vector(age, sex, lesion).tolist()]
+    return _json(vector(age, sex, lesion))
+
+
+def opposite_numbers(age: float | None = None, sex: str | None = None, lesion: float | None = None) -> Any:
+    """The :func:`opposite`, as JSON has it; nothing at all where no lesion is asked for."""
+    return None if lesion is None else _json(opposite(vector(age, sex, lesion)))
+
+
+def _json(vector: Tensor) -> list[float | None]:
+    return [None if math.isnan(v) else round(v, 6) for v in vector.tolist()]
+
+
+def opposite(vectors: Tensor) -> Tensor:
+    """What guidance leads away from (*, 3): the same age and sex, and as small a lesion as the one asked for is large.
+
+    Against nothing told, guidance drives age and sex further, by which few patients differ most, and not the lesion.
+    """
+    return torch.cat([vectors[..., :2], 1 - vectors[..., 2:]], -1)
 
 
 def items(data: Path | str, part: str = "") -> list[dict[str, Any]]:

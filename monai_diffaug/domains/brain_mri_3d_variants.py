@@ -159,10 +159,13 @@ def _level(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _covered(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.lerp(x, x.flip(2), _soft(mask)), mask * mask.flip(2)
+    """Own lesion under tissue of the other half, as far as that has none."""
+    share = _soft(mask) * (1 - _soft(mask.flip(2)))
+    return torch.lerp(x, x.flip(2), share), mask * (share < 0.5)
 
 
 def _carved(x: Tensor, mask: Tensor, of: Tensor, lesion: Tensor) -> tuple[Tensor, Tensor]:
+    """Another's lesion, as bright over this head's tissue as it was over its own."""
     room = _inside(x)
     put = lesion * room
     like = (of + 1) * (_level(x, mask) / _level(of, lesion)) - 1

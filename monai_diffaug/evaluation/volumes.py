@@ -16,7 +16,7 @@ from monai.metrics.regression import MultiScaleSSIMMetric
 from PIL import Image
 from torch import Tensor, nn
 
-from ..domains.brain_mri_3d import AGES
+from ..domains.brain_mri_3d import AGES, opposite
 from ..domains.brain_mri_3d_outline import Outline
 from ..domains.brain_mri_3d_variants import Volumes, lesion_volume
 from ..primitives import guidance, plans
@@ -58,14 +58,14 @@ def measured(outline: nn.Module, images: Tensor, batch: int = 8) -> Tensor:
 def made(
     backbone: Backbone, vectors: Tensor, seeds: Sequence[int], *, scale: float = 1.0, steps: int = 20, batch: int = 8
 ) -> Tensor:
-    """Volumes (N, C, *S) of what ``vectors`` (N, 3) say; equal seeds start from equal noise."""
+    """Volumes (N, C, *S) of what ``vectors`` (N, 3) say, away from the opposite lesion; equal seeds, equal noise."""
     contract, out = backbone.contract, []
     plan = plans.make(backbone.schedule, steps)
     with torch.no_grad():
         for start in range(0, len(vectors), batch):
             rows, noise = vectors[start : start + batch], NoiseSource(seeds[start : start + batch])
-            told = backbone.condition(len(rows), vector=rows)
-            denoise = guidance.classifier_free(backbone, told, scale, batch=len(rows))
+            told, other = (backbone.condition(len(rows), vector=v) for v in (rows, opposite(rows)))
+            denoise = guidance.classifier_free(backbone, told, scale, negative=other)
             like = torch.empty(len(rows), contract.latent_channels, *contract.latent_size, device=backbone.device)
             z = sample(denoise, plan[0].level.sigma * noise.normal(like), plan, noise=noise)
             out.append(backbone.decode(z).cpu().clamp(*contract.value_range))

@@ -40,6 +40,7 @@ def plain(
     prompt: str | list[str] | None = None,
     mask: Tensor | None = None,
     vector: Sequence[float] | None = None,
+    negative_vector: Sequence[float] | None = None,
     scale: float = 3.0,
     steps: int = 20,
     solver: str = "dpmpp_2m",
@@ -52,6 +53,7 @@ def plain(
         prompt: what the images show; ``None`` is the null condition.
         mask: (1 or B, 1, *S) of a lesion, for backbones that take one.
         vector: numbers, for backbones that take them (age, sex, lesion volume); NaN or null for what is not said.
+        negative_vector: numbers that guidance leads away from; none said unless given.
         scale: guidance weight.
         steps: of the chain.
         solver: a plan of ``primitives.plans``.
@@ -62,12 +64,17 @@ def plain(
     """
     n, contract = len(generator), backbone.contract
     plan = plans.make(backbone.schedule, steps, solver)
-    numbers = None if vector is None else torch.tensor([float("nan") if v is None else float(v) for v in vector])
-    told = backbone.condition(n, prompt=prompt, mask=mask, vector=numbers)
-    denoise = guidance.classifier_free(backbone, told, scale if told.batch is not None else 1.0, batch=n)
+    told = backbone.condition(n, prompt=prompt, mask=mask, vector=_said(vector))
+    negative = None if negative_vector is None else backbone.condition(n, vector=_said(negative_vector))
+    weight = scale if told.batch is not None else 1.0
+    denoise = guidance.classifier_free(backbone, told, weight, negative=negative, batch=n)
     start = torch.empty(n, contract.latent_channels, *contract.latent_size, device=backbone.device)
     z = sample(denoise, plan[0].level.sigma * generator.normal(start), plan, noise=generator)
     return Sample(backbone.decode(z), label=prompt, mask=mask, prompt=prompt)
+
+
+def _said(numbers: Sequence[float | None] | None) -> Tensor | None:
+    return None if numbers is None else torch.tensor([float("nan") if v is None else float(v) for v in numbers])
 
 
 PLAIN = Entry(plain, labels="generated")
