@@ -1,15 +1,19 @@
 """One image edited, and images from nothing."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from monai_diffaug.backbones.text import VectorConditioner
 from monai_diffaug.expand import edit, generate
+from monai_diffaug.expand.generate import plain
 from monai_diffaug.testing import tiny
-from monai_diffaug.types import DiffAugError
+from monai_diffaug.types import DiffAugError, NoiseSource
 
 from .conftest import files_of
 
@@ -74,6 +78,21 @@ def test_a_mask_and_a_method_go_in(tmp_path, scans):
         tiny("text"), tmp_path / "c", ["a head ct"], count=1, method="universal_guidance", parameters=told
     )
     assert outcome.made == 1
+
+
+def test_guidance_leads_away_from_negative_numbers():
+    """On the network's output: told + (w - 1) times what telling apart makes of it, and nothing where both are one."""
+    backbone = replace(tiny("text"), conditioner=VectorConditioner(16))
+    asked, away = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)).tolist()
+    made = {
+        key: plain(backbone, vector=asked, negative_vector=key and away, scale=w, steps=1, generator=NoiseSource([3]))
+        for key, w in ((None, 1.0), (True, 3.0))
+    }
+    same = plain(backbone, vector=asked, negative_vector=asked, scale=3.0, steps=1, generator=NoiseSource([3]))
+    assert torch.allclose(same.image, made[None].image, atol=1e-4)
+    assert not torch.allclose(made[True].image, made[None].image, atol=1e-4)
+    other = plain(backbone, vector=asked, scale=3.0, steps=1, generator=NoiseSource([3]))
+    assert not torch.allclose(made[True].image, other.image, atol=1e-4)
 
 
 def test_what_cannot_be_generated(tmp_path, heads):
