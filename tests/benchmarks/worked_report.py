@@ -122,21 +122,13 @@ def photographed(page: Path, folder: Path, sections: dict[str, str], top: str = 
         picture.quantize(256, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
 
 
-def main() -> None:
-    """Every step that is not done yet, then the report."""
-    said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    said.add_argument("data", type=Path)
-    said.add_argument("out", type=Path)
-    said.add_argument("--utility", type=Path, help="utility.json of a study of the same backbone")
-    said.add_argument("--pictures", type=Path, help="folder for the page and pictures of it")
-    said.add_argument("--volumes", type=Path, help="bundle of a backbone of volumes, for a report of three")
-    told = said.parse_args()
-    told.out.mkdir(parents=True, exist_ok=True)
-    few, train, test = (told.out / k for k in ("slices", "train", "test"))
+def make_slices(data: Path, out: Path, utility: Path | None) -> Path:
+    """The run of slices, whatever judges it, and its report."""
+    few, train, test = (out / k for k in ("slices", "train", "test"))
     for folder, part, most in ((few, "train", 40), (train, "train", None), (test, "test", None)):
         if not (folder / "datalist.json").is_file():
-            write_slices(told.data, folder, part, most)
-    run = told.out / "run"
+            write_slices(data, folder, part, most)
+    run = out / "run"
     if not (run / "datalist.json").is_file():
         methods = [w for m in METHODS for w in ("--method", m)]
         diffaug("expand", few, "--backbone", "brain_mri", *methods, "--out", run)
@@ -146,21 +138,40 @@ def main() -> None:
     if not (run / "audit.json").is_file():
         diffaug("audit", train, run, "--unseen", test, "--model", "brain_mri", "--extractor", "brain_mri",
                 "--attribute", "sex", "--samples", 60, "--attacked", 60, "--out", run / "audit.json")  # fmt: skip
-    if told.utility and told.utility.is_file():
-        shutil.copy(told.utility, run / "utility.json")
-    diffaug("report", run, "--out", told.out / "report.html")
+    if utility is not None:
+        shutil.copy(utility, run / "utility.json")
+    diffaug("report", run, "--out", out / "report.html")
+    return out / "report.html"
+
+
+def make_volumes(data: Path, out: Path, bundle: Path) -> Path:
+    """The run of volumes, and its report."""
+    run = out / "run_3d"
+    if not (run / "datalist.json").is_file():
+        write_volumes(data, out / "volumes")
+        diffaug("expand", out / "volumes", "--backbone", bundle, "--method", "sdedit:strength=0.4,steps=16",
+                "--no-sheet", "--out", run)  # fmt: skip
+    diffaug("report", run, "--out", out / "report_3d.html")
+    return out / "report_3d.html"
+
+
+def main() -> None:
+    """Every step that is not done yet, then the reports."""
+    said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    said.add_argument("data", type=Path)
+    said.add_argument("out", type=Path)
+    said.add_argument("--utility", type=Path, help="utility.json of a study of the same backbone")
+    said.add_argument("--pictures", type=Path, help="folder for the page and pictures of it")
+    said.add_argument("--volumes", type=Path, help="bundle of a backbone of volumes, for a report of three")
+    told = said.parse_args()
+    page = make_slices(told.data, told.out, told.utility)
     if told.pictures:
-        photographed(told.out / "report.html", told.pictures, {s: f"#{s}" for s in SECTIONS}, "summary")
-        shutil.copy(told.out / "report.html", told.pictures / "report.html")
+        photographed(page, told.pictures, {s: f"#{s}" for s in SECTIONS}, "summary")
+        shutil.copy(page, told.pictures / "report.html")
     if told.volumes:
-        run = told.out / "run_3d"
-        if not (run / "datalist.json").is_file():
-            write_volumes(told.data, told.out / "volumes")
-            diffaug("expand", told.out / "volumes", "--backbone", told.volumes, "--method",
-                    "sdedit:strength=0.4,steps=16", "--no-sheet", "--out", run)  # fmt: skip
-        diffaug("report", run, "--out", told.out / "report_3d.html")
+        page = make_volumes(told.data, told.out, told.volumes)
         if told.pictures:
-            photographed(told.out / "report_3d.html", told.pictures, {"volumes": ".pair"})
+            photographed(page, told.pictures, {"volumes": ".pair"})
 
 
 if __name__ == "__main__":

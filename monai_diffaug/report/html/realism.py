@@ -129,7 +129,7 @@ def _verdict(found: Sequence[Mapping[str, Any]]) -> Verdict:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GroupCell:
     """A score of one group; ``within`` is nothing where it is not judged."""
 
     value: str
@@ -144,7 +144,7 @@ class Groups:
 
     attribute: str
     names: list[tuple[str, str]]
-    rows: list[tuple[str, list[Cell | None]]]
+    rows: list[tuple[str, list[GroupCell | None]]]
 
 
 BETWEEN = ("gap", "all")  # what is not one group's
@@ -178,7 +178,7 @@ def _size_of(rows: Sequence[Mapping[str, Any]], group: str) -> str:
     return f"n = {judged[0]}" if judged else "too few to judge"
 
 
-def _cell(r: Mapping[str, Any]) -> Cell:
+def _cell(r: Mapping[str, Any]) -> GroupCell:
     value, ends, floor = r["value"], r.get("interval"), r.get("floor_interval")
     judged: bool | None = None
     if floor is not None and floor[0] < floor[1]:
@@ -188,7 +188,7 @@ def _cell(r: Mapping[str, Any]) -> Cell:
             low = "low" if r["group"] in BETWEEN else good_when({"name": r["score"]})
             judged = within({"value": value, "floor_interval": floor, "good": low})
     said = f"floor {number(r.get('floor'), 2)} ({interval(floor, 2)})" if r.get("floor") is not None else ""
-    return Cell(number(value), interval(ends, 2), said, judged)
+    return GroupCell(number(value), interval(ends, 2), said, judged)
 
 
 # ------------------------------------------------------------------------------------------------------------- readers
