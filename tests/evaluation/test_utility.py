@@ -10,10 +10,11 @@ import torch
 from monai_diffaug.evaluation.utility import cells as cells_module
 from monai_diffaug.evaluation.utility import forecast, opened, utility
 from monai_diffaug.evaluation.utility.cells import Done, cells_of
-from monai_diffaug.evaluation.utility.data import Pool
+from monai_diffaug.evaluation.utility.data import Pool, labelled, real_pools, written
 from monai_diffaug.evaluation.utility.downstream import task_of, trained
 from monai_diffaug.evaluation.utility.figures import Figures
 from monai_diffaug.evaluation.utility.run import compared
+from monai_diffaug.evaluation.utility.synthetic import Synthetic
 from monai_diffaug.types import DiffAugError
 from tests.evaluation import toy_study
 from tests.evaluation.toy_study import EDITED, MADE, data, produce, study
@@ -215,15 +216,27 @@ def test_segmentation(scans, tmp_path):
     assert 0 <= values["real"]["false_positive_area"] < 0.5
 
 
-def test_networks_of_the_tasks_learn_nothing_without_steps():
+def test_weights_come_from_the_seed_alone():
     asked = opened(study("x.json"))
-    module, _ = trained(
-        task_of(asked), asked.training, lambda step: (torch.zeros(4, 1, 16, 16), torch.eye(2)[[0, 1, 0, 1]]), 0, steps=1
-    )
-    again, _ = trained(
-        task_of(asked), asked.training, lambda step: (torch.zeros(4, 1, 16, 16), torch.eye(2)[[0, 1, 0, 1]]), 0, steps=1
-    )
-    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters()))
+
+    def first(seed):
+        torch.rand(3)  # whatever was drawn before
+        module, _ = trained(task_of(asked), asked.training, lambda step: None, seed, steps=0)
+        return module.conv1.weight
+
+    assert torch.equal(first(0), first(0))
+    assert not torch.equal(first(0), first(1))
+
+
+def test_an_edited_image_is_used_with_its_own_patient_only(scans, tmp_path):
+    asked = opened(study(scans, [{**EDITED, "ratios": [2]}], patients=[2, 6]))
+    lists = written(asked, tmp_path / "real")
+    train = real_pools(lists, asked)["train"]
+    made = Synthetic(asked, lists, train, tmp_path / "synthetic", produce)
+    for cell in cells_of(asked):
+        if cell.arm.kind == "diffusion":
+            who = labelled(train, cell.patients, cell.seed)
+            assert set(made(cell.arm, cell, who).patients) == set(who)
 
 
 def test_order_of_cells_shows_every_arm_first():
