@@ -6,8 +6,8 @@ patients only, and no generator or filter uses it.
 
 Data: MedNIST (Dr. Bradley J. Erickson, Mayo Clinic), CC BY-SA 4.0; PneumoniaMNIST (MedMNIST v2), CC BY 4.0; COVID-19
 image data collection (Cohen et al. 2020), the films under CC BY or CC BY-SA; TCGA-LUAD, TCGA-LUSC and TCGA-LGG (The
-Cancer Imaging Archive), CC BY 3.0, the last without the masks that others made, but in a packaging under CC BY-NC-SA 4.0;
-what is learned is taken to be under that, the strictest.
+Cancer Imaging Archive), CC BY 3.0, the last without the masks that others made, but in a packaging under CC BY-NC-SA
+4.0; what is learned is taken to be under that, the strictest.
 """
 
 from __future__ import annotations
