@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backbones import hub
-from ..backbones.extractors import DEFAULT, Extractor
+from ..backbones.extractors import Extractor
 from ..backbones.extractors import extractor as network
 from ..backbones.parts import verifier_of
 from ..backbones.verifier import Verifier
@@ -22,9 +22,11 @@ from .fairness import fairness
 from .findings import Section
 from .reading import at_contract, contract_of_verifier, named, values_of
 
-__all__ = ["Options", "Read", "audit", "verifier_from"]
+__all__ = ["EXTRACTOR", "Options", "Read", "audit", "verifier_from"]
 
 USUAL_SIZE = 64
+EXTRACTOR = "mednist"
+"""Whose features copies are looked for in; with them recall and false alarms were measured."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Options:
     extract: float = 10
     samples: int = 500
     attacked: int = 300
-    extractor: Any = DEFAULT
+    extractor: Any = EXTRACTOR
     rate: float = 0.02
     size: int | None = None
     seed: int = 0

@@ -6,7 +6,8 @@ from monai_diffaug.cli.main import app
 
 __all__ = ["app"]
 
-_MODULES = "methods images learn export train finetune evaluate utility audit review report import_ plan doctor"  # as help lists them
+# as help lists them
+_MODULES = "methods images learn export train finetune evaluate utility audit review report import_ plan doctor"
 
 for _module in _MODULES.split():
     import_module(f"monai_diffaug.cli.{_module}")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..audit.copies import CopyFinder
-from ..backbones.extractors import DEFAULT, extractor
+from ..audit.run import EXTRACTOR
+from ..backbones.extractors import extractor
 from ..io import datalist
 from ..io.datalist import Item
 from ..primitives.filters import Sieve, Verdict
@@ -122,7 +123,7 @@ def guarded_by(gate: Gate, model: Backbone, source: Sequence[Item], sieve: Sieve
         )
     ids, images = _fitted(train, model)
     _, others = _fitted(unseen, model)
-    known_by = extractor(DEFAULT)
+    known_by = extractor(EXTRACTOR)
     embed = known_by if known_by.dims == dims else None
     return Watch(CopyFinder(images, others, embed, ids, gate.rate), sieve)
 
