@@ -44,9 +44,16 @@ def test_all_arms_of_a_seed_see_the_same_real_images():
 
 @pytest.mark.parametrize(("ratio", "share"), [(1, 0.5), (4, 0.8), (0.25, 0.2)])
 def test_ratio_is_the_share_of_a_batch(ratio, share):
-    b = batches("diffusion", pool(20, 0.7), ratio)
+    b = batches("diffusion", pool(int(12 * ratio), 0.7), ratio)
     seen = torch.cat([origin(b(step)[0]) for step in range(40)])
     assert float((seen > 0.5).float().mean()) == pytest.approx(share, abs=0.06)
+
+
+def test_few_added_images_are_not_drawn_more_often_than_real_ones():
+    b = batches("oracle", pool(4, 0.7), 2.0)  # 4 where the ratio wants 24
+    seen = torch.cat([origin(b(step)[0]) for step in range(60)])
+    assert float((seen > 0.5).float().mean()) == pytest.approx(4 / (4 + 12), abs=0.06)
+    assert batches("oracle", pool(23, 0.7), 2.0).limited == {}  # one less than wanted is rounding
 
 
 def test_both_classes_are_drawn_alike_whatever_was_made():

@@ -19,6 +19,8 @@ __all__ = ["Batches", "borrowed", "classical", "mixed"]
 TURN, SCALE, SHIFT = 0.2, 0.12, 0.08  # radians, share, share of half the side
 GAIN, GAMMA, NOISE = 0.15, 0.35, 0.05
 
+LIMITED = 0.8
+
 Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -125,7 +127,8 @@ class Batches:
     """The batches of one training.
 
     Half of a batch is drawn from either class (images with and without a lesion, in a study of masks), whatever is in
-    the pools. A draw takes a synthetic image with probability ratio / (1 + ratio), if there is one of that class.
+    the pools. A draw takes a synthetic image with probability ratio / (1 + ratio), or less if there are fewer of that
+    class.
 
     Attributes:
         study: for classes and training.
@@ -167,7 +170,21 @@ class Batches:
                 of[-1][1].append(i)
         return found
 
-    def _share(self, step: int) -> float:
+    @cached_property
+    def limited(self) -> dict[int, float]:
+        """Of classes of which there are fewer added images than the ratio wants, the ratio that there is.
+
+        They are then drawn no more often than each real image; a difference by rounding does not count.
+        """
+        found = {}
+        for label, pools in self._by_label.items():
+            if self.made is not None and len(pools) > 1:
+                there = len(pools[1][1]) / len(pools[0][1])
+                if there < LIMITED * self.ratio:
+                    found[label] = there
+        return found
+
+    def _share(self, step: int, label: int) -> float:
         """How often a synthetic image is taken."""
         if self.made is None or not len(self.made):
             return 0.0
@@ -175,19 +192,21 @@ class Batches:
             return 1.0
         if self.arm.kind == "pretraining":
             return 1.0 if step < self.study.training.pretraining * self.study.training.steps else 0.0
-        return self.ratio / (1 + self.ratio)
+        ratio = self.limited.get(label, self.ratio)
+        return ratio / (1 + ratio)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, S, S) and targets: classes (B, K) or masks (B, 1, S, S), of one step."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        n, share = self.study.training.batch, self._share(step)
+        n = self.study.training.batch
         kinds = sorted(set(self.real.labels.tolist()))
         u = torch.rand(4, n, generator=generator)  # drawn for every arm alike, so that seeds pair them
         x, y = [], []
         for kind, which, place, other in u.T.tolist():
-            pools = self._by_label[kinds[int(kind * len(kinds))]]
+            label = kinds[int(kind * len(kinds))]
+            pools = self._by_label[label]
             pool, index = pools[0]
-            if which < share and len(pools) > 1:
+            if len(pools) > 1 and which < self._share(step, label):
                 (pool, index), place = pools[1], other
             i = index[int(place * len(index))]
             x.append(pool.images[i])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,8 +18,6 @@ from .downstream import task_of, trained
 from .study import Arm, Study
 
 __all__ = ["Cell", "Done", "Trainer", "cells_of"]
-
-Made = Callable[["Arm", "Cell", "list[str]"], Pool]
 
 FORMAT = 1
 """Goes up when a training comes out otherwise for the same study: cells of before are then trained anew."""
@@ -63,6 +61,14 @@ def cells_of(study: Study) -> list[Cell]:
     ]
 
 
+class Made(Protocol):
+    """The synthetic images of an arm for the labelled patients of a cell."""
+
+    def __call__(self, arm: Arm, cell: Cell, patients: list[str]) -> Pool:
+        """A pool that may be larger than the cell wants."""
+        ...
+
+
 class Trainer:
     """Trains cells, or reads what was trained before.
 
@@ -98,13 +104,13 @@ class Trainer:
         patients = labelled(self.pools["train"], cell.patients, cell.seed)
         real = self.pools["train"].of(patients)
         added = self.added(cell, patients, real)
-        key = self._key(cell, real, added)
+        batches = self.batches(cell, added)
+        batches.check()
+        key = self._key(cell, real, added, batches.limited)
         file = self.folder / f"{key[:20]}.json"
         known = _read(file, key)
         images = (0 if cell.arm.kind == "synthetic_only" else len(real), 0 if added is None else len(added))
         if known is None:
-            batches = self.batches(cell, added)
-            batches.check()
             module, seconds = trained(self.task, self.study.training, batches, cell.seed)
             with torch.no_grad():
                 outputs = self.task.outputs(module, self.pools["test"])
@@ -112,7 +118,7 @@ class Trainer:
             atomic.write_json(file, known)
         return Done(cell, images, known["outputs"], float(known["seconds"]))
 
-    def _key(self, cell: Cell, real: Pool, added: Pool | None) -> str:
+    def _key(self, cell: Cell, real: Pool, added: Pool | None, limited: Mapping[int, float]) -> str:
         """Digest of everything that the outcome depends on."""
         what = {
             "format": FORMAT,
@@ -122,7 +128,7 @@ class Trainer:
             "training": asdict(self.study.training),
             "kind": cell.arm.kind,
             "classical": cell.arm.classical,
-            "ratio": cell.ratio,
+            "ratio": [cell.ratio, sorted(limited.items())] if limited else cell.ratio,
             "seed": cell.seed,
             "real": real.digest,
             "added": None if added is None else added.digest,

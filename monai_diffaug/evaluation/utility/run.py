@@ -75,14 +75,16 @@ class Forecast:
         return (self.trainings - self.done) * self.seconds_each
 
 
-def _prepared(study: Study, out: Path, data: Path | None, produce: Produce) -> tuple[dict[str, Pool], Trainer]:
+def _prepared(
+    study: Study, out: Path, data: Path | None, produce: Produce
+) -> tuple[dict[str, Pool], Trainer, Synthetic]:
     lists = written(study, out / "real", data)
     pools = real_pools(lists, study)
     made = Synthetic(study, lists, pools["train"], out / "synthetic", produce)
     trainer = Trainer(study, pools, out / "cells", made)
     for cell in cells_of(study):
         labelled(pools["train"], cell.patients, cell.seed)  # refuses too few before the first training
-    return pools, trainer
+    return pools, trainer, made
 
 
 def utility(
@@ -107,13 +109,13 @@ def utility(
     """
     folder, begin = Path(out), time.monotonic()
     with atomic.claimed(folder):
-        pools, trainer = _prepared(study, folder, None if data is None else Path(data), produce)
+        pools, trainer, made = _prepared(study, folder, None if data is None else Path(data), produce)
         cells, done = cells_of(study), list[Done]()
         for cell in cells:
             done.append(trainer(cell))
             if watch is not None:
                 watch(done[-1], len(done), len(cells))
-        found = _concluded(study, pools["test"], done, trainer.made.digests, time.monotonic() - begin)
+        found = _concluded(study, pools["test"], done, made.digests, time.monotonic() - begin)
         atomic.write_json(folder / "utility.json", _finite(found.to_dict()))
     return found
 
@@ -121,7 +123,7 @@ def utility(
 def forecast(study: Study, out: str | Path, produce: Produce, data: str | Path | None = None) -> Forecast:
     """How many trainings and images a study has, and how long a training takes here; a few steps are taken to see."""
     folder = Path(out)
-    _, trainer = _prepared(study, folder, None if data is None else Path(data), produce)
+    _, trainer, made = _prepared(study, folder, None if data is None else Path(data), produce)
     cells, task = cells_of(study), task_of(study)
     first = next(c for c in cells if c.arm.kind == "classical")
     batches = trainer.batches(first)
@@ -132,8 +134,8 @@ def forecast(study: Study, out: str | Path, produce: Produce, data: str | Path |
     for cell in cells:
         arm = study.source_of(cell.arm)
         if arm.kind == "diffusion" and (arm.learn or arm.name not in images):
-            order = trainer.made.order(arm, cell if arm.learn else None)
-            images[arm.name] = images.get(arm.name, 0) + trainer.made.size(order)
+            order = made.order(arm, cell if arm.learn else None)
+            images[arm.name] = images.get(arm.name, 0) + made.size(order)
     done = len(list((folder / "cells").glob("*.json"))) if (folder / "cells").is_dir() else 0
     return Forecast(len(cells), min(done, len(cells)), each, images)
 
@@ -160,7 +162,7 @@ def _concluded(study: Study, test: Pool, done: Sequence[Done], digests: Mapping[
     )
     comparisons = compared(study, figures, done)
     checks = _checked(study, comparisons)
-    generator = None
+    generator: dict[str, Any] | None = None
     if study.generator is not None:
         name = Path(study.generator.backbone).name
         generator = {"name": name, "digest": digests.get(name, ""), "patients_seen": study.generator.patients_seen}
