@@ -17,14 +17,14 @@ from .data import Pool, labelled
 from .downstream import task_of, trained
 from .study import Arm, Study
 
-__all__ = ["Cell", "Done", "Trainer", "cells_of"]
+__all__ = ["CellTrainer", "Done", "StudyCell", "cells_of"]
 
 FORMAT = 1
 """Goes up when a training comes out otherwise for the same study: cells of before are then trained anew."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One training."""
 
     arm: Arm
@@ -43,16 +43,16 @@ class Cell:
 class Done:
     """A cell that was trained: ``images`` it was trained on (real and added), what it said, seconds it took."""
 
-    cell: Cell
+    cell: StudyCell
     images: tuple[int, int]
     outputs: Mapping[str, Any]
     seconds: float
 
 
-def cells_of(study: Study) -> list[Cell]:
+def cells_of(study: Study) -> list[StudyCell]:
     """All of them, seed by seed, so that a study that was stopped shows every arm."""
     return [
-        Cell(arm, n, float(ratio), seed)
+        StudyCell(arm, n, float(ratio), seed)
         for seed in study.seeds
         for n in study.patients
         for arm in study.arms
@@ -64,12 +64,12 @@ def cells_of(study: Study) -> list[Cell]:
 class Made(Protocol):
     """The synthetic images of an arm for the labelled patients of a cell."""
 
-    def __call__(self, arm: Arm, cell: Cell, patients: list[str]) -> Pool:
+    def __call__(self, arm: Arm, cell: StudyCell, patients: list[str]) -> Pool:
         """A pool that may be larger than the cell wants."""
         ...
 
 
-class Trainer:
+class CellTrainer:
     """Trains cells, or reads what was trained before.
 
     Args:
@@ -84,7 +84,7 @@ class Trainer:
         self.task = task_of(study)
         self._test = pools["test"].digest
 
-    def added(self, cell: Cell, patients: list[str], real: Pool) -> Pool | None:
+    def added(self, cell: StudyCell, patients: list[str], real: Pool) -> Pool | None:
         """What a cell's arm adds to the real images."""
         arm = cell.arm
         if not arm.synthetic:
@@ -94,12 +94,12 @@ class Trainer:
         others = others_than(patients, self.pools["train"], self.pools["validation"])
         return borrowed(arm, pool, real, others, cell.ratio, cell.seed)
 
-    def batches(self, cell: Cell, added: Pool | None = None) -> Batches:
+    def batches(self, cell: StudyCell, added: Pool | None = None) -> Batches:
         """Of a cell, with what its arm adds."""
         real = self.pools["train"].of(labelled(self.pools["train"], cell.patients, cell.seed))
         return Batches(self.study, cell.arm, real, added, cell.ratio, cell.seed)
 
-    def __call__(self, cell: Cell) -> Done:
+    def __call__(self, cell: StudyCell) -> Done:
         """Train a cell unless its file is there."""
         patients = labelled(self.pools["train"], cell.patients, cell.seed)
         real = self.pools["train"].of(patients)
@@ -118,7 +118,7 @@ class Trainer:
             atomic.write_json(file, known)
         return Done(cell, images, known["outputs"], float(known["seconds"]))
 
-    def _key(self, cell: Cell, real: Pool, added: Pool | None, limited: Mapping[int, float]) -> str:
+    def _key(self, cell: StudyCell, real: Pool, added: Pool | None, limited: Mapping[int, float]) -> str:
         """Digest of everything that the outcome depends on."""
         what = {
             "format": FORMAT,

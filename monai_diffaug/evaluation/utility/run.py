@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...io import atomic
-from .cells import Done, Trainer, cells_of
+from .cells import CellTrainer, Done, cells_of
 from .data import Pool, labelled, real_pools, written
 from .downstream import task_of, trained
 from .figures import LOWER_IS_BETTER, Figures
@@ -77,11 +77,11 @@ class Forecast:
 
 def _prepared(
     study: Study, out: Path, data: Path | None, produce: Produce
-) -> tuple[dict[str, Pool], Trainer, Synthetic]:
+) -> tuple[dict[str, Pool], CellTrainer, Synthetic]:
     lists = written(study, out / "real", data)
     pools = real_pools(lists, study)
     made = Synthetic(study, lists, pools["train"], out / "synthetic", produce)
-    trainer = Trainer(study, pools, out / "cells", made)
+    trainer = CellTrainer(study, pools, out / "cells", made)
     for cell in cells_of(study):
         labelled(pools["train"], cell.patients, cell.seed)  # refuses too few before the first training
     return pools, trainer, made

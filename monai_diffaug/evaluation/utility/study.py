@@ -11,7 +11,7 @@ from typing import Any
 from ... import registry
 from ...types import DiffAugError
 
-__all__ = ["KINDS", "METRICS", "MIXES", "TASKS", "Arm", "Generator", "Study", "Training", "opened"]
+__all__ = ["KINDS", "METRICS", "MIXES", "TASKS", "Arm", "ImageGenerator", "Study", "Training", "opened"]
 
 TASKS = ("classification", "segmentation", "detection")
 MIXES = ("mixup", "cutout", "cutmix", "patchshuffle")
@@ -85,7 +85,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Generator:
+class ImageGenerator:
     """What makes the images: a backbone, and of how many patients it was trained (``None``: not known)."""
 
     backbone: str
@@ -102,7 +102,7 @@ class Study:
     classes: tuple[str, ...]
     arms: tuple[Arm, ...]
     patients: tuple[int | str, ...]
-    generator: Generator | None = None
+    generator: ImageGenerator | None = None
     size: int = 64
     ratios: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -159,7 +159,7 @@ def opened(source: str | Path | Mapping[str, Any]) -> Study:
         training=Training(**_checked(training, Training, f"{where}, 'training'")),
         generator=None
         if generator is None
-        else Generator(**_checked(_found(generator, base), Generator, f"{where}, 'generator'")),
+        else ImageGenerator(**_checked(_found(generator, base), ImageGenerator, f"{where}, 'generator'")),
     )
     _check_study(study, where)
     _check_arms(study, where)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...io import datalist
-from .cells import Cell, cells_of
+from .cells import StudyCell, cells_of
 from .data import Pool, labelled, pool_of
 from .study import Arm, Study
 
@@ -77,7 +77,7 @@ class Synthetic:
     digests: dict[str, str] = field(default_factory=dict)
     _pools: dict[str, Pool] = field(default_factory=dict)
 
-    def __call__(self, arm: Arm, cell: Cell, patients: list[str]) -> Pool:
+    def __call__(self, arm: Arm, cell: StudyCell, patients: list[str]) -> Pool:
         """The images of ``arm`` that belong to the labelled patients of a cell."""
         order = self.order(arm, cell if arm.learn else None)
         key = order.out.name
@@ -88,7 +88,7 @@ class Synthetic:
         pool = self._pools[key]
         return pool if order.count or arm.learn else pool.of(patients)
 
-    def order(self, arm: Arm, cell: Cell | None = None) -> Order:
+    def order(self, arm: Arm, cell: StudyCell | None = None) -> Order:
         """What must be made for all cells that use an arm's images, or for one."""
         users = [c for c in cells_of(self.study) if self.study.source_of(c.arm) is arm]
         cells = users if cell is None else [c for c in users if (c.patients, c.seed) == (cell.patients, cell.seed)]
