@@ -11,7 +11,8 @@ import torch
 from monai_diffaug.backbones.parts import conditioner_from_config
 from monai_diffaug.backbones.weights import instantiate
 from monai_diffaug.domains import brain_mri_3d as brain
-from monai_diffaug.domains import brain_mri_3d_outline, brain_mri_3d_variants
+from monai_diffaug.domains import brain_mri_3d_outline
+from monai_diffaug.domains.brain_mri_3d_variants import lesion_volume
 from monai_diffaug.primitives.runs import Draws
 from monai_diffaug.primitives.segmentation import SegmentationStage, dice
 from monai_diffaug.types import DiffAugError
@@ -88,50 +89,6 @@ def test_variants_keep_the_lesion_with_its_head(data):
     assert (more.vectors[12:18, 2] - volumes.vectors[:, 2]).abs().max() < 0.1
 
 
-def heads():
-    """Twelve heads of tissue 0 in air -1, each with a ball of brightness 1 somewhere in its left half."""
-    x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (64, 64, 32)), indexing="ij")
-    outside = (x / 0.8) ** 2 + (y / 0.9) ** 2 + (z / 0.9) ** 2 > 1
-    masks = torch.stack([(x - 0.4) ** 2 + (y - 0.05 * i + 0.3) ** 2 + z**2 < (0.1 + 0.015 * i) ** 2 for i in range(12)])
-    images = torch.where(outside, -1.0, 0.0) + masks.float()
-    vectors = torch.stack([torch.linspace(30, 60, 12), torch.ones(12), torch.zeros(12)], 1)
-    people = tuple(f"P{i}" for i in range(12))
-    return brain.Volumes(images[:, None], masks[:, None].float(), vectors, people)
-
-
-def test_lesions_change_places():
-    """Each head keeps its outline and gets another's lesion, or none; nothing bright is left where its own was."""
-    own = heads()
-    new = brain_mri_3d_variants.exchanged(own, seed=2)
-    volumes = brain_mri_3d_variants.lesion_volume(new.masks)
-    assert torch.equal(new.vectors[:, 2], volumes)
-    assert 1 <= (volumes == 0).sum() <= 4
-    assert not torch.equal(new.masks, own.masks)
-    around = torch.nn.functional.max_pool3d(new.masks, 5, 1, 2)
-    assert new.images[around == 0].max() < 0.01
-    assert new.images[new.masks > 0].median() > 0.9
-    air = own.images == -1
-    assert (new.images[air] < -0.99).all()
-    assert torch.equal(new.vectors[:, :2], own.vectors[:, :2])
-
-
-def test_lesions_across_the_midline_stay_and_are_counted():
-    x = torch.zeros(1, 1, 64, 64, 32)
-    m = torch.zeros_like(x)
-    m[:, :, 26:38, 28:36, 12:20] = 1
-    x[m > 0] = 1
-    covered, left = brain_mri_3d_variants._covered(x, m)
-    assert torch.equal(left, m)
-    assert covered[m > 0].min() == 1
-
-
-def test_volumes_without_a_mask_are_not_exchanged(data):
-    found = [{k: v for k, v in i.items() if k != "mask"} for i in brain.items(data)]
-    volumes = brain.read(found)
-    assert len(brain_mri_3d_variants.exchanged(volumes)) == 0
-    assert len(brain.training(volumes, copies=1, exchanges=2)) == 12
-
-
 def test_the_opposite_has_the_same_age_and_sex():
     assert torch.allclose(brain.opposite(torch.tensor([[50.0, 1.0, 0.2]])), torch.tensor([[50.0, 1.0, 0.8]]))
     assert brain.opposite_numbers(50, "male", 0.2) == [50.0, 1.0, 0.8]
@@ -178,10 +135,10 @@ def test_each_number_is_left_out_at_times():
 def test_lesion_volume():
     masks = torch.zeros(2, 1, 10, 10, 10)
     masks[1, :, :2, :2] = 1  # 4 %
-    assert brain_mri_3d_variants.lesion_volume(masks).tolist() == [0.0, 1.0]
+    assert lesion_volume(masks).tolist() == [0.0, 1.0]
     masks[1] = 0
     masks[1, 0, 0, 0] = 1  # 1 %
-    assert math.isclose(float(brain_mri_3d_variants.lesion_volume(masks)[1]), 0.5, abs_tol=1e-6)
+    assert math.isclose(float(lesion_volume(masks)[1]), 0.5, abs_tol=1e-6)
 
 
 def test_the_instrument_learns_to_outline():
