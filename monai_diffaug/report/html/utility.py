@@ -25,7 +25,8 @@ CHECKS = ("duplicated", "shuffled", "oracle")
 PANELS = (
     ("images added to real ones", ("diffusion",)),
     ("images mixed", MIXES),
-    ("other uses, and checks", ("synthetic_only", "pretraining", *CHECKS)),
+    ("synthetic images otherwise", ("synthetic_only", "pretraining")),
+    ("checks of the study", CHECKS),
 )
 LOW_IS_GOOD = ("false_positive_area",)  # for files that do not say
 
