@@ -115,7 +115,8 @@ def test_fid_grows_with_blur_noise_and_lost_modes():
 
     real, see = pictures("mednist", 64).images, extractor()
     noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
-    blurred = [torch.nn.functional.avg_pool2d(real, k, 1, k // 2, count_include_pad=False) for k in (3, 5, 7)]  # wider ones are alike to it
+    widths = (3, 5, 7)  # pixels; to this extractor wider blur is alike
+    blurred = [torch.nn.functional.avg_pool2d(real, k, 1, k // 2, count_include_pad=False) for k in widths]
     for ladder in ([real + s * noise for s in (0.05, 0.15, 0.4)], blurred, [real[:n] for n in (30, 18, 6)]):
         steps = [fid(see(x), see(real)) for x in (real, *ladder)]
         assert steps == sorted(steps), steps
