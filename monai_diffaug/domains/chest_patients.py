@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import chest_xray
 
-__all__ = ["SHARES", "items", "labelled"]
+__all__ = ["SHARES", "items", "labeled"]
 
 SHARES = {"cxr_covid": 0.2, "mednist6": 0.4, "cxr_pneumonia28": 0.4}
 """How often training sees each set."""
@@ -55,7 +55,7 @@ def _read(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def labelled(data: str | Path, part: str) -> tuple[Tensor, Tensor]:
+def labeled(data: str | Path, part: str) -> tuple[Tensor, Tensor]:
     """Films (N, 1, 64, 64) of children and whether they show pneumonia: 0 or 1 (N,)."""
     known = [item for item in items(data, part) if item["label"] >= 0]
     images = torch.stack([torch.as_tensor(item["image"]) for item in known])

@@ -49,7 +49,7 @@ def produce(order: Order, progress: Progress | None = None) -> Path:
 
 
 def _learned(order: Order, model: Backbone) -> list[Path]:
-    """Concepts of the labelled patients' images: one a class for a method that names what it learns."""
+    """Concepts of the labeled patients' images: one a class for a method that names what it learns."""
     name, parameters = str(order.arm.learn["method"]), dict(order.arm.learn.get("parameters", {}))
     named = "word" in registry.get(name).signature.parameters
     found = []

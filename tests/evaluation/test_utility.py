@@ -10,7 +10,7 @@ import torch
 from monai_diffaug.evaluation.utility import cells as cells_module
 from monai_diffaug.evaluation.utility import forecast, opened, utility
 from monai_diffaug.evaluation.utility.cells import Done, cells_of
-from monai_diffaug.evaluation.utility.data import Pool, labelled, real_pools, written
+from monai_diffaug.evaluation.utility.data import Pool, labeled, real_pools, written
 from monai_diffaug.evaluation.utility.downstream import task_of, trained
 from monai_diffaug.evaluation.utility.figures import Figures
 from monai_diffaug.evaluation.utility.run import compared
@@ -160,7 +160,7 @@ def test_an_edit_serves_every_cell_with_its_own_patients_images(scans, tmp_path)
     )
     toy_study.calls[:] = []
     utility(learns, tmp_path, produce)
-    assert len(set(toy_study.calls)) == 4  # what learns from the labelled patients learns anew for each draw of them
+    assert len(set(toy_study.calls)) == 4  # what learns from the labeled patients learns anew for each draw of them
 
 
 def test_forecast_trains_nothing_and_counts(scans, tmp_path):
@@ -184,7 +184,7 @@ def test_unfair_data_are_refused(scans, tmp_path):
 
     refused("is in train and in test", lambda r: r["test"].append(r["training"][0]))
     refused("too few for an interval", lambda r: r.update(test=r["test"][:6]))
-    refused("draws 17 labelled patients and there are 16", patients=[17])
+    refused("draws 17 labeled patients and there are 16", patients=[17])
     refused("names no patient", lambda r: r["training"][0].pop("patient"))
     refused("is of class 'other'", lambda r: r["training"][0].update({"class": "other"}))
     refused("do not show every class", lambda r: r.update(test=[e for e in r["test"] if e["class"] == "with"]))
@@ -235,7 +235,7 @@ def test_an_edited_image_is_used_with_its_own_patient_only(scans, tmp_path):
     made = Synthetic(asked, lists, train, tmp_path / "synthetic", produce)
     for cell in cells_of(asked):
         if cell.arm.kind == "diffusion":
-            who = labelled(train, cell.patients, cell.seed)
+            who = labeled(train, cell.patients, cell.seed)
             assert set(made(cell.arm, cell, who).patients) == set(who)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from monai_diffaug.evaluation.utility import Arm, opened
 from monai_diffaug.evaluation.utility.arms import Batches, borrowed, classical, mixed, others_than
-from monai_diffaug.evaluation.utility.data import Pool, labelled
+from monai_diffaug.evaluation.utility.data import Pool, labeled
 from monai_diffaug.types import DiffAugError
 from tests.evaluation.toy_study import MADE, study
 
@@ -100,12 +100,12 @@ def test_shuffled_masks_are_those_of_others():
     assert not torch.equal(own, found.masks)
 
 
-def test_labelled_patients_grow_and_the_rest_are_others():
+def test_labeled_patients_grow_and_the_rest_are_others():
     train, validation = pool(40, 0.1), pool(6, 0.5, [f"v{i}" for i in range(6)])
-    few, more = labelled(train, 3, 0), labelled(train, 8, 0)
+    few, more = labeled(train, 3, 0), labeled(train, 8, 0)
     assert more[:3] == few
-    assert labelled(train, 3, 1) != few
-    assert len(labelled(train, "all", 0)) == 20
+    assert labeled(train, 3, 1) != few
+    assert len(labeled(train, "all", 0)) == 20
     rest = others_than(more, train, validation)
     assert not set(rest.patients) & set(more)
     assert len(rest) == 40 - 16 + 6

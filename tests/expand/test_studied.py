@@ -1,4 +1,4 @@
-"""Orders of a study are filled by the commands' code: edits, samples, words learned of the labelled images alone."""
+"""Orders of a study are filled by the commands' code: edits, samples, words learned of the labeled images alone."""
 
 import json
 from pathlib import Path

@@ -133,7 +133,7 @@ class Batches:
     Attributes:
         study: for classes and training.
         arm: what is done to the images.
-        real: the labelled patients' images.
+        real: the labeled patients' images.
         made: what is added to them, if anything.
         ratio: of ``made`` to ``real``.
         seed: of the order.
@@ -226,9 +226,9 @@ def borrowed(arm: Arm, pool: Pool, real: Pool, others: Pool, ratio: float, seed:
 
     Args:
         arm: of a kind that adds something.
-        pool: synthetic images of the labelled patients, or of none; empty for arms that need none.
-        real: the labelled patients' images.
-        others: real images of patients who are neither labelled nor tested.
+        pool: synthetic images of the labeled patients, or of none; empty for arms that need none.
+        real: the labeled patients' images.
+        others: real images of patients who are neither labeled nor tested.
         ratio: added images to real ones.
         seed: of the choice.
     """
@@ -254,6 +254,6 @@ def _spread(pool: Pool, wanted: int, generator: torch.Generator) -> Sequence[int
 
 
 def others_than(patients: Sequence[str], train: Pool, validation: Pool) -> Pool:
-    """Real images of patients who are neither labelled nor tested."""
+    """Real images of patients who are neither labeled nor tested."""
     rest = train.of([p for p in dict.fromkeys(train.patients) if p not in set(patients)])
     return joined(rest, validation) if len(validation) else rest

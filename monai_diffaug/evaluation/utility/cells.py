@@ -1,4 +1,4 @@
-"""The cells of a study (arm, labelled patients, ratio, seed), each trained once and kept as one file."""
+"""The cells of a study (arm, labeled patients, ratio, seed), each trained once and kept as one file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from ...io import atomic
 from .arms import Batches, borrowed, others_than
-from .data import Pool, labelled
+from .data import Pool, labeled
 from .downstream import task_of, trained
 from .study import Arm, Study
 
@@ -62,7 +62,7 @@ def cells_of(study: Study) -> list[StudyCell]:
 
 
 class Made(Protocol):
-    """The synthetic images of an arm for the labelled patients of a cell."""
+    """The synthetic images of an arm for the labeled patients of a cell."""
 
     def __call__(self, arm: Arm, cell: StudyCell, patients: list[str]) -> Pool:
         """A pool that may be larger than the cell wants."""
@@ -76,7 +76,7 @@ class CellTrainer:
         study: the study.
         pools: real images, ``train``, ``validation`` and ``test``.
         folder: where the cells' files are.
-        made: the synthetic images of an arm for the labelled patients of a cell.
+        made: the synthetic images of an arm for the labeled patients of a cell.
     """
 
     def __init__(self, study: Study, pools: Mapping[str, Pool], folder: Path, made: Made):
@@ -96,12 +96,12 @@ class CellTrainer:
 
     def batches(self, cell: StudyCell, added: Pool | None = None) -> Batches:
         """Of a cell, with what its arm adds."""
-        real = self.pools["train"].of(labelled(self.pools["train"], cell.patients, cell.seed))
+        real = self.pools["train"].of(labeled(self.pools["train"], cell.patients, cell.seed))
         return Batches(self.study, cell.arm, real, added, cell.ratio, cell.seed)
 
     def __call__(self, cell: StudyCell) -> Done:
         """Train a cell unless its file is there."""
-        patients = labelled(self.pools["train"], cell.patients, cell.seed)
+        patients = labeled(self.pools["train"], cell.patients, cell.seed)
         real = self.pools["train"].of(patients)
         added = self.added(cell, patients, real)
         batches = self.batches(cell, added)

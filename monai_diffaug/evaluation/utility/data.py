@@ -1,4 +1,4 @@
-"""The real images of a study: which patients are labelled, held out, tested; and what a generator is given."""
+"""The real images of a study: which patients are labeled, held out, tested; and what a generator is given."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ...types import DiffAugError
 from ..images import pictures
 from .study import Study
 
-__all__ = ["PARTS", "Pool", "labelled", "pool_of", "real_pools", "written"]
+__all__ = ["PARTS", "Pool", "labeled", "pool_of", "real_pools", "written"]
 
 PARTS = ("train", "validation", "test")
 READERS = {"brain_lgg_2d": (brain_slices.files, brain_slices.FLAIR)}
@@ -143,7 +143,7 @@ def _check_patients(parts: Mapping[str, Sequence[datalist.Item]], study: Study) 
         )
     most = max((n for n in study.patients if isinstance(n, int)), default=1)
     if len(who["train"]) < most:
-        raise DiffAugError(f"the study draws {most} labelled patients and there are {len(who['train'])}: draw fewer")
+        raise DiffAugError(f"the study draws {most} labeled patients and there are {len(who['train'])}: draw fewer")
 
 
 def written(study: Study, out: Path, data: Path | None = None) -> dict[str, Path]:
@@ -266,8 +266,8 @@ def real_pools(lists: Mapping[str, Path], study: Study) -> dict[str, Pool]:
     return pools
 
 
-def labelled(train: Pool, n: int | str, seed: int) -> list[str]:
-    """The labelled patients: with more of them, the same and others.
+def labeled(train: Pool, n: int | str, seed: int) -> list[str]:
+    """The labeled patients: with more of them, the same and others.
 
     Raises:
         DiffAugError: they show one class only.

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...io import atomic
 from .cells import CellTrainer, Done, cells_of
-from .data import Pool, labelled, real_pools, written
+from .data import Pool, labeled, real_pools, written
 from .downstream import task_of, trained
 from .figures import LOWER_IS_BETTER, Figures
 from .statistics import Comparison, Floats, corrected, difference, patient_weights
@@ -83,7 +83,7 @@ def _prepared(
     made = Synthetic(study, lists, pools["train"], out / "synthetic", produce)
     trainer = CellTrainer(study, pools, out / "cells", made)
     for cell in cells_of(study):
-        labelled(pools["train"], cell.patients, cell.seed)  # refuses too few before the first training
+        labeled(pools["train"], cell.patients, cell.seed)  # refuses too few before the first training
     return pools, trainer, made
 
 
@@ -251,12 +251,12 @@ def _limits(study: Study, figures: Figures, checks: Sequence[Mapping[str, Any]])
     elif generator is not None and (generator.patients_seen or 0) > fewest:
         said.append(
             f"The generator {generator.backbone} was trained on {generator.patients_seen} patients with their labels: "
-            f"with {fewest} labelled patients its images carry what the others taught it, so a gain there is not one "
+            f"with {fewest} labeled patients its images carry what the others taught it, so a gain there is not one "
             f"that {fewest} patients alone would give."
         )
     said.append(
-        f"Intervals are over {len(figures.people)} test patients, averaged over {len(study.seeds)} draws of labelled "
-        "patients; how much another draw of labelled patients would change is not in them."
+        f"Intervals are over {len(figures.people)} test patients, averaged over {len(study.seeds)} draws of labeled "
+        "patients; how much another draw of labeled patients would change is not in them."
     )
     missing = [k for k in CHECKS if k not in {a.kind for a in study.arms}]
     if missing:

@@ -28,7 +28,7 @@ PANELS = (
 
 
 class Filling:
-    """Rows of arms and columns of labelled patients; a field says how many trainings are done and, once seen, how long
+    """Rows of arms and columns of labeled patients; a field says how many trainings are done and, once seen, how long
     they took. Figures are shown at the end only, when nobody can stop where they please.
     """
 
@@ -94,7 +94,7 @@ def grouped(said: Mapping[str, Any]) -> dict[tuple[str, Any, float], list[Mappin
 
 
 def draw(said: Mapping[str, Any], path: Path, metric: str | None = None) -> None:
-    """The main metric against the number of labelled patients, one line an arm and ratio.
+    """The main metric against the number of labeled patients, one line an arm and ratio.
 
     The bars are 95 % intervals of the difference to the control, laid around the arm's mean: an arm whose bar does not
     reach the control's line differs from it.
@@ -166,7 +166,7 @@ def _panel(
                     low, high = (yi - c["difference"] + e for e in c["interval"])
                     ax.plot([xi, xi], [low, high], color=color, lw=1, alpha=0.6, zorder=2)
     ax.set_xticks(range(len(columns)), columns)
-    ax.set_xlabel("labelled patients", color=INK)
+    ax.set_xlabel("labeled patients", color=INK)
     ax.grid(axis="y", color="#e5e7eb", lw=0.8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(fontsize=8, frameon=False, loc="best")

@@ -38,13 +38,13 @@ class Arm:
         parameters: of the method.
         backbone: in place of the study's.
         keep: filters, as for ``diffaug expand``.
-        learn: a method that learns from the labelled patients alone, run first: ``{"method", "parameters"}``.
+        learn: a method that learns from the labeled patients alone, run first: ``{"method", "parameters"}``.
         regions: ``own`` gives an image its own mask, ``moved`` gives lesion-free images the lesion of another image
             of their patient, moved into tissue.
         of: the diffusion arm whose images this one uses; also of a diffusion arm, at another ratio.
         classical: whether what it is trained on is augmented as the control's images are.
         ratios: synthetic to real images; the study's unless given.
-        patients: how many labelled patients; the study's unless given.
+        patients: how many labeled patients; the study's unless given.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Arm:
 
     @property
     def synthetic(self) -> bool:
-        """Whether it is trained on more than the labelled images as they are."""
+        """Whether it is trained on more than the labeled images as they are."""
         return self.kind not in ("real", "classical", *MIXES)
 
 
@@ -121,7 +121,7 @@ class Study:
         return self.arm(arm.of) if arm.of else arm
 
     def patients_of(self, arm: Arm) -> tuple[int | str, ...]:
-        """How many labelled patients an arm is trained with."""
+        """How many labeled patients an arm is trained with."""
         return arm.patients or self.patients
 
     def ratios_of(self, arm: Arm) -> tuple[float, ...]:

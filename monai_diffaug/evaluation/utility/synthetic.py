@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ...io import datalist
 from .cells import StudyCell, cells_of
-from .data import Pool, labelled, pool_of
+from .data import Pool, labeled, pool_of
 from .study import Arm, Study
 
 __all__ = ["Order", "Produce", "Synthetic"]
@@ -58,8 +58,8 @@ class Produce(Protocol):
 class Synthetic:
     """Sets of synthetic images, as the cells ask for them.
 
-    A method that starts from an image, or from none, makes the same whoever else is labelled: one set serves all cells,
-    each taking what comes of its own patients. A method that learns from the labelled patients makes a set for each.
+    A method that starts from an image, or from none, makes the same whoever else is labeled: one set serves all cells,
+    each taking what comes of its own patients. A method that learns from the labeled patients makes a set for each.
 
     Attributes:
         study: the study.
@@ -78,7 +78,7 @@ class Synthetic:
     _pools: dict[str, Pool] = field(default_factory=dict)
 
     def __call__(self, arm: Arm, cell: StudyCell, patients: list[str]) -> Pool:
-        """The images of ``arm`` that belong to the labelled patients of a cell."""
+        """The images of ``arm`` that belong to the labeled patients of a cell."""
         order = self.order(arm, cell if arm.learn else None)
         key = order.out.name
         if key not in self._pools:
@@ -92,9 +92,9 @@ class Synthetic:
         """What must be made for all cells that use an arm's images, or for one."""
         users = [c for c in cells_of(self.study) if self.study.source_of(c.arm) is arm]
         cells = users if cell is None else [c for c in users if (c.patients, c.seed) == (cell.patients, cell.seed)]
-        who = sorted({p for c in cells for p in labelled(self.train, c.patients, c.seed)})
+        who = sorted({p for c in cells for p in labeled(self.train, c.patients, c.seed)})
         ratio = max(c.ratio for c in cells)
-        largest = max(len(self.train.of(labelled(self.train, c.patients, c.seed))) * c.ratio for c in cells)
+        largest = max(len(self.train.of(labeled(self.train, c.patients, c.seed))) * c.ratio for c in cells)
         source, said = self._source(arm, who)
         kinds = tuple(dict.fromkeys(str(i.kind) for i in datalist.read(source)))
         count = {}

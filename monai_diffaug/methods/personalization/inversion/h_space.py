@@ -46,8 +46,8 @@ def h_space(
         images: in the contract's value range; the paper takes 100.
         prompt: where the direction leads, in the scorer's words, or a label.
         source_prompt: where it starts.
-        labels: one per image. If given, nothing is trained: the direction is the mean bottleneck of the images labelled
-            ``prompt`` less that of the images labelled ``source_prompt``, step by step.
+        labels: one per image. If given, nothing is trained: the direction is the mean bottleneck of the images labeled
+            ``prompt`` less that of the images labeled ``source_prompt``, step by step.
         until: the direction is learned from the noisiest step down to this fraction of the chain.
         rate: learning rate of SGD.
         weights: of the directional loss and of the L1 distance.

@@ -1,4 +1,4 @@
-"""DA-Fusion: vary a labelled image by noising it to a random depth and denoising it under its own class.
+"""DA-Fusion: vary a labeled image by noising it to a random depth and denoising it under its own class.
 
 Paper: Trabucco, Doherty, Gurinas, Salakhutdinov.
   Effective Data Augmentation With Diffusion Models. ICLR 2024. arXiv:2302.07944
