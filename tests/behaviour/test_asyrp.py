@@ -50,7 +50,7 @@ def rises(values, start=0):
     return float((values[start + 1 :] > values[start:-1]).all(0).float().mean())
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_amount_is_a_slider(seed):
     """From 0 to 2 the brightness of all six unseen images rises, measured in pixels, by 0.01 to 0.04 of a mean of 0.26;
     so does what the scorer sees, from -1 on. In pixels -1 darkens only three of the six. Controls: an untrained block,

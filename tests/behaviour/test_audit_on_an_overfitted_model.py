@@ -56,7 +56,7 @@ def flagged(model, seed):
     return section.figures["copies"].value, section, pairs
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_copies_are_flagged_and_a_proper_model_is_not(seed):
     share, section, pairs = flagged(by_heart(seed), seed)
     usual, proper, _ = flagged(shipped("mednist"), seed)
@@ -69,7 +69,7 @@ def test_copies_are_flagged_and_a_proper_model_is_not(seed):
     assert pairs[0]["certain"]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_membership_is_told_and_of_a_proper_model_it_is_not(seed):
     members, others = sides(seed)
     found = membership(by_heart(seed), members, others, draws=2).figures
