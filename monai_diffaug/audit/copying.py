@@ -8,9 +8,10 @@ from typing import Any
 from scipy.stats import fisher_exact
 from torch import Tensor
 
+from ..metrics.proportion import wilson
 from .calibration import REQUIRED, c_t, false_alarms, recall
 from .copies import CopyFinder, Embed, Found
-from .findings import FAIL, OPEN, PASS, Figure, Section, wilson
+from .findings import FAIL, OPEN, PASS, Figure, Section
 from .recognition import Patients
 
 __all__ = ["copying", "section_of"]

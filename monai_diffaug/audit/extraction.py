@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..metrics.proportion import wilson
 from ..types import Backbone
 from .alignment import pooled, standardized
 from .asking import drawn
-from .findings import FAIL, PASS, Figure, Section, not_judged, wilson
+from .findings import FAIL, PASS, Figure, Section, not_judged
 from .recognition import Patients
 
 __all__ = ["Extractable", "clusters", "extraction", "relative_distance"]

@@ -8,8 +8,9 @@ from typing import Any
 from ..backbones.extractors import Extractor
 from ..evaluation.groups import GroupScore, of_groups
 from ..evaluation.images import Pictures
+from ..metrics.proportion import wilson
 from ..types import DiffAugError
-from .findings import FAIL, OPEN, PASS, Figure, Section, not_judged, wilson
+from .findings import FAIL, OPEN, PASS, Figure, Section, not_judged
 
 __all__ = ["fairness"]
 

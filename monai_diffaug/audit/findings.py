@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["FAIL", "OPEN", "PASS", "Figure", "Section", "auroc", "not_judged", "over_patients", "wilson"]
+__all__ = ["FAIL", "OPEN", "PASS", "Figure", "Section", "auroc", "not_judged", "over_patients"]
 
 PASS, FAIL, OPEN = "pass", "fail", "not judged"
 
@@ -48,15 +48,6 @@ class Section:
 def not_judged(why: str) -> Section:
     """A section that could not be judged."""
     return Section(OPEN, f"Not judged: {why}.")
-
-
-def wilson(count: int, n: int, z: float = 1.96) -> Interval:
-    """95 % interval of a share (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p = count / n
-    middle, width = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return float(max(0.0, (middle - width) / (1 + z * z / n))), float(min(1.0, (middle + width) / (1 + z * z / n)))
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..backbones.verifier import Verifier
-from .findings import FAIL, OPEN, PASS, Figure, Section, over_patients, wilson
+from ..metrics.proportion import wilson
+from .findings import FAIL, OPEN, PASS, Figure, Section, over_patients
 from .recognition import Patients
 
 __all__ = ["reidentification"]

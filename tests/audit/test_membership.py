@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from monai_diffaug.audit.findings import auroc, over_patients, wilson
+from monai_diffaug.audit.findings import auroc, over_patients
 from monai_diffaug.audit.membership import errors, membership, simple_statistics, strength
+from monai_diffaug.metrics.proportion import wilson
 from monai_diffaug.testing import ideal_backbone
 
 from .sets import people

@@ -22,9 +22,10 @@ from sklearn.model_selection import cross_val_predict
 
 from monai_diffaug.cli import app
 from monai_diffaug.evaluation import Pictures
+from monai_diffaug.metrics.proportion import wilson
 from monai_diffaug.report import reading
 from monai_diffaug.report.reading.agreement import components, fleiss, kappa
-from monai_diffaug.report.reading.analysis import _detection, equivalent, wilson
+from monai_diffaug.report.reading.analysis import _detection, equivalent
 from monai_diffaug.report.reading.server import server
 from monai_diffaug.types import DiffAugError
 

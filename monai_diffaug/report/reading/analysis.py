@@ -8,25 +8,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom, norm
 
+from ...metrics.proportion import wilson
 from ...types import DiffAugError
 from .agreement import agreement
 from .study import Study
 
-__all__ = ["analyze", "equivalent", "wilson"]
+__all__ = ["analyze", "equivalent"]
 
 MARGIN = 0.10  # of accuracy around 1/2, within which synthetic counts as not told from real
 
 Row = Mapping[str, Any]
-
-
-def wilson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    z = float(norm.ppf(0.5 + level / 2))
-    p = hits / n
-    middle, half = p + z * z / (2 * n), z * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 def _area(counts: np.ndarray) -> np.ndarray:
