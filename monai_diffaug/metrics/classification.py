@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..types import DiffAugError
 
-__all__ = ["auroc", "class_figures", "macro_figures"]
+__all__ = ["area", "auroc", "class_figures", "macro_figures"]
 
 Floats = NDArray[np.float64]
 
@@ -43,13 +43,18 @@ def auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Float
     """
     if positive.all() or not positive.any():
         raise DiffAugError("AUROC wants images of both kinds, there is one only: leave it out of the metrics")
-    a, b = scores[positive], scores[~positive]
-    wins = (a[:, None] > b[None]) + 0.5 * (a[:, None] == b[None])
-    up, down = weights[:, positive], weights[:, ~positive]
-    total = up.sum(1) * down.sum(1)
-    found = np.full(len(weights), np.nan)
-    np.divide(((up @ wins) * down).sum(1), total, out=found, where=total > 0)
-    return found
+    return area(scores, positive, weights)
+
+
+def area(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
+    """The same (D,), not a number where there is one class only."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    w, y = weights[:, order], positive[order]
+    hit, miss = (np.add.reduceat(w * side, starts, axis=1) for side in (y, ~y))
+    pairs = hit.sum(1) * miss.sum(1)
+    above = (hit * (np.cumsum(miss, 1) - miss / 2)).sum(1)
+    return np.divide(above, pairs, out=np.full(len(w), np.nan), where=pairs > 0)
 
 
 def class_figures(probabilities: Floats, truth: NDArray[np.int64], weights: Floats) -> dict[str, Floats]:

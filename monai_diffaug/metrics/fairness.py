@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..types import DiffAugError
+from .classification import area
 from .lesions import Interval
 
 __all__ = ["FIGURES", "Change", "Fairness", "Subgroup", "by_group", "changed", "confusion", "corrected"]
@@ -118,17 +119,6 @@ def _cases(
     return _Cases(t[kept], (s >= threshold)[kept], s[kept], where, people, names), left
 
 
-def _area(truth: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
-    """Area under the ROC curve (D,) of cases that count ``weights`` (D, n) times; ties count half."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    w, y = weights[:, order], truth[order]
-    hit, miss = (np.add.reduceat(w * side, starts, axis=1) for side in (y, ~y))
-    pairs = hit.sum(1) * miss.sum(1)
-    above = (hit * (np.cumsum(miss, 1) - miss / 2)).sum(1)
-    return np.divide(above, pairs, out=np.full(len(w), np.nan), where=pairs > 0)
-
-
 def _calibration(truth: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
     """Expected calibration error (D,) of probabilities, in equal bins; not defined for scores outside [0, 1]."""
     if scores.min() < 0 or scores.max() > 1:
@@ -148,7 +138,7 @@ def _figures(cases: _Cases, weights: Floats) -> dict[str, Floats]:
             total = w @ of.astype(float)
             hit = w @ (right & of).astype(float)
             found[name].append(np.divide(hit, total, out=np.full(len(w), np.nan), where=total > 0))
-        found["auroc"].append(_area(t, s, w))
+        found["auroc"].append(area(s, t, w))
         found["ece"].append(_calibration(t, s, w))
     return {name: np.stack(columns, 1) for name, columns in found.items()}
 
